@@ -1,0 +1,1 @@
+"""Meter every LLM call once, exactly, durably, to the right customer."""

@@ -1,0 +1,86 @@
+"""Every error `token_meter` raises, in one tree.
+
+TokenMeterError
+  UnsupportedClient      `wrap` was given something it cannot meter
+  MeteringUnavailable    a supported SDK lacks the hook metering needs: refuse rather than bill zero
+  BudgetExceeded         the only error metering raises into a model call, and only where a budget is set
+  NoLedger               a query was asked of a meter that has no ledger
+  JournalError           the journal folder cannot be used as asked
+  NewerSchema            data written by a newer version: upgrade before reading it
+  InvalidEvent           a line or row is not a meter event
+  MissingExtra           an optional package is needed: says which (is also an ImportError)
+  SinkError
+    Retry                the destination cannot take the batch now; send it again later
+    Rejected             the destination will never take these events
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from token_meter.event import MeterEvent
+
+
+class TokenMeterError(Exception):
+    """Base of everything this package raises."""
+
+
+class UnsupportedClient(TokenMeterError):
+    """The object given to `wrap` is not a client this package can meter."""
+
+
+class MeteringUnavailable(TokenMeterError):
+    """The SDK is a supported one, but the hook that metering needs is not there."""
+
+
+class BudgetExceeded(TokenMeterError):
+    """A budget set by the operator leaves no room for this call."""
+
+
+class NoLedger(TokenMeterError):
+    """A query needs a ledger and this meter has none."""
+
+
+class JournalError(TokenMeterError):
+    """The journal folder cannot be used as asked (other sinks, other owner, unreadable)."""
+
+
+class NewerSchema(TokenMeterError):
+    """The data was written by a newer version of this package."""
+
+
+class InvalidEvent(TokenMeterError, ValueError):
+    """A journal line, row or argument does not describe a meter event."""
+
+
+class MissingExtra(TokenMeterError, ImportError):
+    """An optional dependency is not installed; the message names the extra."""
+
+
+class SinkError(TokenMeterError):
+    """A destination did not take a batch."""
+
+
+class Retry(SinkError):
+    """Raised by a sink: nothing is wrong with the events, send the batch again.
+
+    `after` is the number of seconds the destination asked to wait, if it said so.
+    """
+
+    def __init__(self, message: str = "try again later", *, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class Rejected(SinkError):
+    """Raised by a sink: these events will never be accepted; the rest of the batch is sent again.
+
+    `events` are quarantined with `reason`.
+    """
+
+    def __init__(self, events: Sequence[MeterEvent], reason: str) -> None:
+        super().__init__(reason)
+        self.events = tuple(events)
+        self.reason = reason
