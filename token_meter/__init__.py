@@ -1,1 +1,59 @@
-"""Meter every LLM call once, exactly, durably, to the right customer."""
+"""Meter every LLM call once, exactly, durably, to the right customer.
+
+    import openai
+    from token_meter import Meter
+
+    meter = Meter("usage.db")
+    client = meter.wrap(openai.OpenAI())
+
+    with meter.customer("acme", feature="chat") as tally:
+        client.responses.create(model="gpt-5", input="Hello")
+    print(tally.usage)
+"""
+
+from __future__ import annotations
+
+from token_meter.context import Tally
+from token_meter.customer import CustomerScope
+from token_meter.errors import (
+    BudgetExceeded,
+    InvalidEvent,
+    JournalError,
+    MeteringUnavailable,
+    MissingExtra,
+    NewerSchema,
+    NoLedger,
+    Rejected,
+    Retry,
+    SinkError,
+    TokenMeterError,
+    UnsupportedClient,
+)
+from token_meter.event import MeterEvent
+from token_meter.meter import Meter
+from token_meter.usage import HEADLINES, TOKEN_TYPES, TokenType, Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HEADLINES",
+    "TOKEN_TYPES",
+    "BudgetExceeded",
+    "CustomerScope",
+    "InvalidEvent",
+    "JournalError",
+    "Meter",
+    "MeterEvent",
+    "MeteringUnavailable",
+    "MissingExtra",
+    "NewerSchema",
+    "NoLedger",
+    "Rejected",
+    "Retry",
+    "SinkError",
+    "Tally",
+    "TokenMeterError",
+    "TokenType",
+    "UnsupportedClient",
+    "Usage",
+]

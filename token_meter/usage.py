@@ -6,7 +6,7 @@ invoice shows them under, and in what unit they count. Extend it by adding a row
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from typing import Final, NamedTuple
 
 
@@ -81,6 +81,9 @@ class Usage(Mapping[str, int]):
     def __len__(self) -> int:
         return len(self._quantities)
 
+    def items(self) -> ItemsView[str, int]:
+        return self._quantities.items()
+
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Usage):
             return self._quantities == other._quantities
@@ -109,7 +112,7 @@ class Usage(Mapping[str, int]):
 
     @property
     def tokens(self) -> int:
-        """The number of tokens of every kind (calls, milliseconds, characters and images are not tokens)."""
+        """The number of tokens of every kind (calls, milliseconds, characters, images are no tokens)."""
         return sum(quantity for name, quantity in self._quantities.items() if TOKEN_TYPES[name].unit == "token")
 
     def by_headline(self) -> dict[str, int]:

@@ -1,0 +1,158 @@
+"""How far each sink is, measured from the files, so that any process can ask about any journal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from token_meter.cursors import Cursor, CursorReader
+from token_meter.errors import InvalidEvent, NewerSchema
+from token_meter.event import parse_time
+from token_meter.folder import JournalFolder
+from token_meter.locks import holder
+from token_meter.problems import read_problems
+from token_meter.segments import CHUNK_BYTES, EVENT_PREFIX, SegmentIndex, decode, read_lines
+
+COUNTED_BYTES_MAX: Final = 64 << 20
+"""How much of a backlog is counted exactly; beyond it the number of events is extrapolated."""
+
+DATED_SEGMENTS_MAX: Final = 16
+DATED_LINES_MAX: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryState:
+    """One sink: what it has and what waits for it.
+
+    `holder` is the process that delivers now. `quarantined` are events the sink refused, `invalid` unreadable lines.
+    `blocked` are segments (with the reason) that wait for a newer version of this package.
+    """
+
+    name: str
+    delivered: int
+    backlog_events: int
+    backlog_bytes: int
+    oldest_age_seconds: float | None
+    last_error: str | None
+    quarantined: int
+    invalid: int
+    retry_at: datetime | None
+    holder: int | None
+    blocked: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalStatus:
+    """A journal as seen from outside: its size, its sinks, its problems."""
+
+    path: Path
+    bytes: int
+    segments: int
+    invalid: int
+    deliveries: tuple[DeliveryState, ...]
+    problems: tuple[dict[str, Any], ...]
+
+
+def status(folder: str | os.PathLike[str]) -> JournalStatus:
+    """The state of a journal, read from its files only: no process is disturbed, nothing is written."""
+    journal = JournalFolder(folder)
+    index = SegmentIndex(journal.segments)
+    cursors = CursorReader(journal)
+    deliveries = tuple(measure(journal, index, sink, cursors.get(sink)) for sink in (journal.registered() or ()))
+    return JournalStatus(
+        path=journal.path,
+        bytes=index.total(),
+        segments=len(index.names()),
+        invalid=max((each.invalid for each in deliveries), default=0),
+        deliveries=deliveries,
+        problems=tuple(read_problems(folder)),
+    )
+
+
+def measure(folder: JournalFolder, index: SegmentIndex, sink: str, cursor: Cursor) -> DeliveryState:
+    """One sink's state, from its cursor and the segments."""
+    waiting = list(_waiting(index, cursor))
+    backlog_bytes = sum(end - begin for _, begin, end in waiting)
+    return DeliveryState(
+        name=sink,
+        delivered=cursor.sent,
+        backlog_events=_count_events(index, waiting, backlog_bytes),
+        backlog_bytes=backlog_bytes,
+        oldest_age_seconds=_oldest_age(index, waiting),
+        last_error=cursor.error,
+        quarantined=cursor.quarantined,
+        invalid=cursor.invalid,
+        retry_at=_moment(cursor.retry_at),
+        holder=holder(folder.lock(sink)),
+        blocked=dict(cursor.blocked),
+    )
+
+
+def _waiting(index: SegmentIndex, cursor: Cursor) -> Iterator[tuple[str, int, int]]:
+    for name in index.names():
+        position = cursor.position(name)
+        size = 0 if position.done else index.size(name)
+        if size > position.offset:
+            yield name, position.offset, size
+
+
+def _count_events(index: SegmentIndex, waiting: list[tuple[str, int, int]], total: int) -> int:
+    events = counted = 0
+    for name, begin, end in waiting:
+        if counted >= COUNTED_BYTES_MAX:
+            return round(events * total / counted)
+        events += _count_between(index.folder / name, begin, end)
+        counted += end - begin
+    return events
+
+
+def _count_between(path: Path, begin: int, end: int) -> int:
+    """Occurrences of the beginning of an event line; inside a JSON string its quotes would be escaped."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    events, tail = 0, b""
+    try:
+        while begin < end and (chunk := os.pread(descriptor, min(CHUNK_BYTES, end - begin), begin)):
+            begin += len(chunk)
+            events += (tail + chunk).count(EVENT_PREFIX)
+            tail = chunk[-(len(EVENT_PREFIX) - 1) :]
+    finally:
+        os.close(descriptor)
+    return events
+
+
+def _oldest_age(index: SegmentIndex, waiting: list[tuple[str, int, int]]) -> float | None:
+    moments = [_first_event(index.folder / name, begin) for name, begin, _ in waiting[:DATED_SEGMENTS_MAX]]
+    known = [moment for moment in moments if moment is not None]
+    return max(0.0, (datetime.now(UTC) - min(known)).total_seconds()) if known else None
+
+
+def _first_event(path: Path, begin: int) -> datetime | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        for number, line in enumerate(read_lines(descriptor, begin)):
+            if number > DATED_LINES_MAX:
+                return None
+            if line.raw is not None and line.raw.startswith(EVENT_PREFIX):
+                return _moment(decode(line.raw).get("time"))
+    except (InvalidEvent, NewerSchema):
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        return parse_time(text) if isinstance(text, str) else None
+    except ValueError:
+        return None

@@ -1,0 +1,136 @@
+"""Reading what a sink has not taken yet, in batches of bounded size, from everyone's segments.
+
+Events of one segment keep their order; a batch may span segments. Lines that are no events are passed over;
+lines that nobody can read are collected for the quarantine, so that they do not vanish.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from token_meter.cursors import Cursor, Position
+from token_meter.errors import InvalidEvent, NewerSchema
+from token_meter.event import MeterEvent
+from token_meter.problems import Problem
+from token_meter.quarantine import unreadable
+from token_meter.segments import Line, SegmentIndex, decode, read_lines, to_event
+
+UNREADABLE_MAX: Final = 100
+"""How many unreadable lines one batch collects."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """When a batch is full."""
+
+    events: int = 500
+    bytes: int = 1 << 20
+
+
+@dataclass(slots=True)
+class Batch:
+    """Events to send next, and where the cursor stands once they are acknowledged."""
+
+    events: list[MeterEvent] = field(default_factory=list)
+    positions: dict[str, Position] = field(default_factory=dict)
+    unreadable: list[dict[str, Any]] = field(default_factory=list)
+    bytes: int = 0
+
+    def is_full(self, limits: BatchLimits) -> bool:
+        """Whether nothing more should be added."""
+        return len(self.events) >= limits.events or self.bytes >= limits.bytes or len(self.unreadable) >= UNREADABLE_MAX
+
+
+class BatchReader:
+    """Reads batches for one sink, from its cursor on."""
+
+    def __init__(self, index: SegmentIndex, *, limits: BatchLimits, problem: Problem) -> None:
+        self._index = index
+        self._limits = limits
+        self._problem = problem
+        self._todo: deque[tuple[str, int]] = deque()
+        self._reported: set[str] = set()
+
+    def plan(self, cursor: Cursor) -> None:
+        """Look which segments have something new, up to where they are now."""
+        names = self._index.names()
+        for name in cursor.prune(names):
+            if name not in self._reported:
+                self._reported.add(name)
+                self._problem("a segment was deleted before it was delivered", name)
+        for name in cursor.blocked.keys() - set(names):
+            del cursor.blocked[name]
+        self._todo = deque()
+        for name in names:
+            position = cursor.segments.get(name)
+            if (position is not None and position.done) or name in cursor.blocked:
+                continue
+            size = self._index.size(name)
+            if size != (position.offset if position else 0):
+                self._todo.append((name, size))
+
+    def next(self, cursor: Cursor) -> Batch | None:
+        """The next batch of the plan; None when it is worked off."""
+        batch = Batch()
+        while self._todo:
+            name, until = self._todo[0]
+            if self._read_into(batch, cursor, name, until):
+                return batch
+            self._todo.popleft()
+        return batch if batch.positions else None
+
+    def _read_into(self, batch: Batch, cursor: Cursor, name: str, until: int) -> bool:
+        """Add a segment's lines; True when the batch is full."""
+        try:
+            descriptor = os.open(self._index.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._problem("read a segment", error)
+            return False
+        try:
+            position = batch.positions.get(name) or self._start(descriptor, cursor.position(name), name)
+            if position.offset < cursor.position(name).offset:
+                batch.positions[name] = position
+            for line in read_lines(descriptor, position.offset, skipping=position.skipping):
+                if line.end > until:
+                    return False
+                if batch.is_full(self._limits):
+                    return True
+                self._take(batch, position, name, line)
+                batch.positions[name] = position
+            return False
+        except NewerSchema as newer:
+            cursor.blocked[name] = str(newer)
+            self._problem("a segment waits for a newer version", newer)
+            return False
+        finally:
+            os.close(descriptor)
+
+    def _start(self, descriptor: int, position: Position, name: str) -> Position:
+        """Where to go on; the beginning when the file is not what the cursor knew (a lost disk cache, an editor)."""
+        before = os.pread(descriptor, 1, position.offset - 1) if position.offset else b"\n"
+        if before == b"\n" or (before and position.skipping):
+            return position.copy()
+        self._problem("a segment changed under its cursor: sending it again", name)
+        return Position()
+
+    def _take(self, batch: Batch, position: Position, name: str, line: Line) -> None:
+        begun = line.skipping and not position.skipping
+        ended = line.raw is None and position.skipping
+        document: dict[str, Any] = {}
+        try:
+            if line.raw is not None:
+                document = decode(line.raw) if line.raw.strip() else {}
+                if document.get("kind") == "event":
+                    batch.events.append(to_event(document))
+                    batch.bytes += len(line.raw)
+            elif begun or not ended:
+                raise InvalidEvent("a line of more than 1 MiB")
+        except InvalidEvent as invalid:
+            batch.unreadable.append(unreadable(name, line.end, raw=line.raw, reason=str(invalid)))
+        position.offset, position.skipping = line.end, line.skipping
+        position.done = document.get("kind") == "sealed"

@@ -1,0 +1,306 @@
+"""One sink's delivery: at least once, in order per segment, by one process at a time.
+
+    read a batch -> send -> quarantine what was refused, send the rest -> move the cursor
+
+A batch that could not be sent stays in memory and is sent again, the same events with the same ids; after a crash
+it is read again from the cursor. Nothing moves the cursor past an event that is neither acknowledged nor in the
+quarantine on disk.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, Literal
+
+from token_meter.batch import Batch, BatchLimits, BatchReader
+from token_meter.cursors import Cursor, CursorReader
+from token_meter.errors import NewerSchema, Rejected, Retry
+from token_meter.event import format_time
+from token_meter.folder import JournalFolder
+from token_meter.locks import FileLock
+from token_meter.problems import Problem, describe
+from token_meter.quarantine import refused, write_quarantine
+from token_meter.segments import SegmentIndex
+from token_meter.sinks.base import Sink, sink_name
+
+BACKOFF_SECONDS_MIN: Final = 0.5
+BACKOFF_SECONDS_MAX: Final = 60.0
+RETRY_AFTER_SECONDS_MAX: Final = 3_600.0
+"""The longest wait that a destination may ask for."""
+
+LOCK_RETRY_SECONDS: Final = 2.0
+"""How often a process looks whether the one that delivers is gone."""
+
+OnError = Callable[[str, BaseException], object]
+
+
+class Delivery:
+    """Delivers the journal to one sink while this process holds the sink's lock."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        folder: JournalFolder,
+        index: SegmentIndex,
+        *,
+        limits: BatchLimits,
+        problem: Problem,
+        fsync: Literal["always", "interval", "never"],
+        on_error: OnError | None = None,
+    ) -> None:
+        self.name = sink_name(sink)
+        self.lock_path = folder.lock(self.name)
+        self.cursor = Cursor()
+        self.asked_to_wait = False
+        self._sink = sink
+        self._folder = folder
+        self._index = index
+        self._problem = problem
+        self._on_error = on_error
+        self._fsync = fsync
+        self._reader = BatchReader(index, limits=limits, problem=problem)
+        self._lock = FileLock(self.lock_path)
+        self._others = CursorReader(folder)
+        self._batch: Batch | None = None
+        self._running = threading.Lock()
+        self._stopping = False
+        self._moved = False
+        self._volatile = False
+        self._save_failed = False
+        self._retry_at = float("-inf")
+        self._lock_at = float("-inf")
+
+    # ---- what the reporter calls, from its threads or a caller's ----
+
+    def run(self) -> None:
+        """Deliver what there is now, as far as the sink takes it. Nothing while another thread is at it."""
+        if not self._running.acquire(blocking=False):
+            return
+        try:
+            if self._hold():
+                self._drain()
+                if self._moved or (self._volatile and self._fsync == "interval"):
+                    self._save(durable=self._fsync != "never")
+        finally:
+            self._running.release()
+
+    def hurry(self) -> None:
+        """Do not wait out a backoff of our own, nor for the lock; a wait the destination asked for stands."""
+        self._lock_at = float("-inf")
+        if not self.asked_to_wait:
+            self._retry_at = float("-inf")
+
+    def stop(self) -> None:
+        """Begin no further batch."""
+        self._stopping = True
+
+    def resume(self) -> None:
+        """Deliver again after `stop`: a late flush."""
+        self._stopping = False
+
+    def finish(self) -> None:
+        """After the writer sealed its segment: note that it is done, send nothing, give the lock back."""
+        if not self._running.acquire(blocking=False):
+            return
+        try:
+            if self.held and self._batch is None:
+                self._pass_over()
+        finally:
+            self._running.release()
+
+    def release(self) -> None:
+        """Give the lock back, unless a thread is still sending: then the lock ends with the process."""
+        if self._running.acquire(blocking=False):
+            self._lock.release()
+            self._running.release()
+
+    @property
+    def held(self) -> bool:
+        """Whether this process delivers to the sink."""
+        return self._lock.held
+
+    def current(self) -> Cursor:
+        """The cursor: ours while we deliver, else what the delivering process last wrote down."""
+        return self.cursor if self.held else self._others.get(self.name)
+
+    def settled(self) -> Cursor | None:
+        """The cursor if it is on disk, or can be on no disk (full); None while it is about to be written."""
+        return None if self.held and self._moved and not self._save_failed else self.current()
+
+    def missing(self, ends: Mapping[str, int]) -> list[str]:
+        """The segments where something before these ends is neither acknowledged nor in quarantine."""
+        cursor = self.current()
+        behind = [name for name, end in ends.items() if cursor.position(name).offset < end]
+        return [name for name in behind if (self._index.folder / name).exists()]
+
+    def keep_cursor(self) -> None:
+        """Write the cursor again when someone deleted it."""
+        if self.held and not self._folder.cursor(self.name).exists():
+            self._moved = True
+
+    def after_fork(self) -> None:
+        """The child does not deliver until it gets the lock itself."""
+        self._lock.after_fork()
+        self._running = threading.Lock()
+        self._batch, self._moved = None, False
+        self._retry_at = self._lock_at = float("-inf")
+        self.asked_to_wait = False
+
+    # ---- holding the lock ----
+
+    def _hold(self) -> bool:
+        try:
+            if self._lock.lost():
+                self._lock.release()
+                return self._acquire(keep=True)
+            return self.held or self._acquire(keep=False)
+        except (OSError, NewerSchema) as error:
+            self._lock.release()
+            self._problem(f"sink {self.name}: cannot deliver", error)
+            return False
+
+    def _acquire(self, *, keep: bool) -> bool:
+        if time.monotonic() < self._lock_at:
+            return False
+        self._lock_at = time.monotonic() + LOCK_RETRY_SECONDS
+        if not self._lock.acquire():
+            return False
+        path = self._folder.cursor(self.name)
+        if keep and not path.exists():
+            # The whole folder was deleted; what we know is more than what is left.
+            self._moved = True
+            return True
+        self.cursor = Cursor.load(path)
+        # What an older version could not read may be readable now.
+        self.cursor.blocked.clear()
+        self._batch, self._moved = None, False
+        return True
+
+    # ---- delivering ----
+
+    def _drain(self) -> None:
+        planned = False
+        while not self._stopping and time.monotonic() >= self._retry_at:
+            if self._batch is None:
+                if not planned:
+                    self._reader.plan(self.cursor)
+                    planned = True
+                self._batch = self._reader.next(self.cursor)
+            if self._batch is None or not self._deliver(self._batch):
+                return
+            self._batch = None
+
+    def _deliver(self, batch: Batch) -> bool:
+        """Send a batch; True when it is behind us."""
+        try:
+            self._set_aside_lines(batch)
+            sent = self._send(batch)
+        except Retry as retry:
+            self._postpone(retry, after=retry.after)
+        except Exception as error:  # noqa: BLE001 - whatever a sink raises, its events are sent again
+            self._postpone(error, after=None)
+        else:
+            self._acknowledge(batch, sent)
+            return True
+        return False
+
+    def _send(self, batch: Batch) -> int:
+        while batch.events:
+            try:
+                self._sink.send(tuple(batch.events))
+            except Rejected as rejected:
+                if not self._set_aside(batch, rejected):
+                    raise
+            else:
+                break
+        return len(batch.events)
+
+    def _set_aside(self, batch: Batch, rejected: Rejected) -> bool:
+        """Quarantine the refused events of this batch; False when it named none (then it is an error like others)."""
+        ids = {str(getattr(event, "id", "")) for event in rejected.events}
+        named = [event for event in batch.events if event.id in ids]
+        if not named:
+            return False
+        write_quarantine(self._quarantine(), refused(named, rejected.reason))
+        batch.events = [event for event in batch.events if event.id not in ids]
+        self.cursor.quarantined += len(named)
+        self._problem(f"sink {self.name}: refused events", f"{len(named)} are in quarantine")
+        return True
+
+    def _set_aside_lines(self, batch: Batch) -> None:
+        if batch.unreadable:
+            write_quarantine(self._quarantine(), batch.unreadable)
+            self.cursor.invalid += len(batch.unreadable)
+            self._problem("unreadable lines in the journal", f"{len(batch.unreadable)} are in quarantine")
+            batch.unreadable = []
+
+    def _quarantine(self) -> Path:
+        return self._folder.quarantine / f"{self.name}.jsonl"
+
+    def _acknowledge(self, batch: Batch, sent: int) -> None:
+        self.cursor.segments.update(batch.positions)
+        self._moved = True
+        if not sent:
+            return
+        self.cursor.sent += sent
+        self.cursor.error, self.cursor.failures, self.cursor.retry_at = None, 0, None
+        self.asked_to_wait = False
+        self._save(durable=self._fsync == "always")
+
+    def _postpone(self, error: BaseException, *, after: float | None) -> None:
+        cursor = self.cursor
+        cursor.failures += 1
+        delay = backoff_seconds(cursor.failures)
+        asked = _asked(after)
+        self.asked_to_wait = asked > 0
+        delay = max(delay, asked)
+        self._retry_at = time.monotonic() + delay
+        cursor.error = describe(error)
+        cursor.retry_at = format_time(datetime.now(UTC) + timedelta(seconds=delay))
+        self._problem(f"sink {self.name}", error)
+        self._tell(error)
+        self._save(durable=False)
+
+    def _tell(self, error: BaseException) -> None:
+        if self._on_error is None:
+            return
+        try:
+            self._on_error(f"sink {self.name}", error)
+        except Exception as failure:  # noqa: BLE001 - the user's own code
+            self._problem("on_error", failure)
+
+    def _save(self, *, durable: bool) -> None:
+        try:
+            self.cursor.save(self._folder.cursor(self.name), durable=durable)
+        except OSError as error:
+            # Delivered all the same: at worst the events are sent once more after a crash, with the same ids.
+            self._save_failed = self._moved = True
+            self._problem(f"sink {self.name}: cursor", error)
+        else:
+            self._save_failed = self._moved = False
+            self._volatile = not durable
+
+    def _pass_over(self) -> None:
+        self._reader.plan(self.cursor)
+        batch = self._reader.next(self.cursor)
+        if batch is not None and not batch.events and not batch.unreadable:
+            self.cursor.segments.update(batch.positions)
+            self._save(durable=self._fsync != "never")
+
+
+def backoff_seconds(failures: int) -> float:
+    """Full jitter: anything up to a limit that doubles with each failure."""
+    limit = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(failures - 1, 32))
+    return limit * int.from_bytes(os.urandom(4), "big") / 2**32
+
+
+def _asked(after: float | None) -> float:
+    if not isinstance(after, (int, float)) or math.isnan(after):
+        return 0.0
+    return min(max(float(after), 0.0), RETRY_AFTER_SECONDS_MAX)

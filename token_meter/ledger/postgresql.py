@@ -1,0 +1,99 @@
+"""The ledger in a PostgreSQL schema, through psycopg 3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Final
+
+from sqlalchemy import (
+    JSON,
+    URL,
+    ColumnElement,
+    Connection,
+    Table,
+    TableValuedAlias,
+    cast,
+    column,
+    create_engine,
+    func,
+)
+from sqlalchemy.dialects.postgresql import insert
+
+from token_meter.errors import MissingExtra
+from token_meter.ledger.rows import COLUMNS
+from token_meter.ledger.store import QuantityRow, Store
+from token_meter.ledger.tables import events
+
+CONNECT_SECONDS: Final = 10
+"""How long to wait for a server that does not answer, unless the URL says `connect_timeout`."""
+
+_TYPES: Final = {"digest": "bytea[]", "time": "bigint[]", "duration_ms": "bigint[]", "recorded": "bigint[]"}
+_ARRAYS: Final = ", ".join(f"%s::{_TYPES.get(name, 'text[]')}" for name in COLUMNS)
+_INSERT_EVENTS: Final = (
+    f"INSERT INTO {events.name} ({', '.join(COLUMNS)}) SELECT * FROM unnest({_ARRAYS}) "
+    "ON CONFLICT (id) DO NOTHING RETURNING id"
+)
+# The lock belongs to one ledger: a database may hold several, each in its own schema.
+_KEY: Final = "hashtextextended('token_meter/' || coalesce(current_schema(), ''), 0)"
+
+
+class PostgresqlStore(Store):
+    """Many writers at once. Every writer locks rows in the same order: events, dimension values, series, hours,
+    days, each sorted by key; so writers wait for each other and never in a circle.
+    """
+
+    insert: ClassVar[Any] = insert
+
+    def __init__(self, url: URL) -> None:
+        self.place = url.render_as_string(hide_password=True)
+        arguments: dict[str, Any] = {"application_name": "token_meter", "connect_timeout": CONNECT_SECONDS}
+        given = {name: value for name, value in arguments.items() if name not in url.query}
+        try:
+            self.engine = create_engine(
+                url.set(drivername="postgresql+psycopg"),
+                hide_parameters=True,
+                pool_pre_ping=True,
+                max_overflow=-1,
+                connect_args=given,
+            )
+        except ImportError:
+            raise MissingExtra("a PostgreSQL ledger needs: pip install 'token-meter[postgres]'") from None
+
+    def _connect(self, purpose: str) -> Connection:
+        # Not the server's default: reads need one moment for all statements, writes must see each other's rows.
+        if purpose == "write":
+            return self.engine.connect().execution_options(isolation_level="READ COMMITTED")
+        return self.engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    def create(self) -> None:
+        """The database and the schema are the operator's to make."""
+
+    def lock(self, connection: Connection, *, shared: bool) -> None:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{'_shared' if shared else ''}({_KEY})")
+
+    def has_table(self, connection: Connection, name: str) -> bool:
+        return connection.exec_driver_sql("SELECT to_regclass(%s)", (name,)).scalar() is not None
+
+    def insert_events(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> set[str]:
+        if not rows:
+            return set()
+        columns = tuple(list(each) for each in zip(*rows, strict=True))
+        return set(connection.exec_driver_sql(_INSERT_EVENTS, columns).scalars())
+
+    def add_quantities(self, connection: Connection, table: Table, rows: Iterable[QuantityRow]) -> None:
+        columns = tuple(list(each) for each in zip(*rows, strict=True))
+        if not columns:
+            return
+        connection.exec_driver_sql(
+            f"INSERT INTO {table.name} AS kept (period, series, quantity, high, low) "
+            "SELECT * FROM unnest(%s::int[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[]) "
+            "ON CONFLICT (period, series, quantity) "
+            "DO UPDATE SET high = kept.high + excluded.high, low = kept.low + excluded.low",
+            columns,
+        )
+
+    def unfold(self, usage: ColumnElement[Any]) -> TableValuedAlias:
+        return func.json_each_text(cast(usage, JSON)).table_valued(column("key"), column("value"), name="unfolded")
+
+    def member(self, document: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+        return cast(document, JSON)[name].as_string()

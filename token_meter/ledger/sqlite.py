@@ -1,0 +1,130 @@
+"""The ledger in one SQLite file: the embedded default."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from sqlalchemy import URL, ColumnElement, Connection, Table, TableValuedAlias, create_engine, event, func, select
+from sqlalchemy.dialects.sqlite import insert
+
+from token_meter.ledger.rows import COLUMNS
+from token_meter.ledger.store import LedgerError, QuantityRow, Store
+from token_meter.ledger.tables import events
+
+BUSY_SECONDS: Final = 10.0
+"""How long a writer waits for another one before it gives up (and the reporter tries again later)."""
+
+CHECKPOINT_PAGES: Final = 4_000
+"""The write-ahead log is folded into the file every so many pages (of 4 KiB)."""
+
+_IDS_MAX: Final = 500
+_INSERT_EVENT: Final = (
+    f"INSERT INTO {events.name} ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+)
+
+
+class SqliteStore(Store):
+    """One file in WAL mode: readers never wait for the writer, there is one writer at a time.
+
+    `synchronous=FULL`: when `record` returns, the events survive a power failure, because the journal forgets
+    them after that.
+    """
+
+    insert: ClassVar[Any] = insert
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.place = str(path)
+        self.engine = create_engine(
+            URL.create("sqlite", database=str(path)),
+            hide_parameters=True,
+            connect_args={"timeout": BUSY_SECONDS},
+            max_overflow=-1,
+        )
+        event.listen(self.engine, "connect", _prepare_connection)
+        event.listen(self.engine, "begin", _begin)
+
+    def _connect(self, purpose: str) -> Connection:
+        begin = "BEGIN IMMEDIATE" if purpose == "write" else "BEGIN"
+        return self.engine.connect().execution_options(token_meter_begin=begin)
+
+    def create(self) -> None:
+        """Create the file, for its owner only, and switch it to WAL mode."""
+        if self.path.is_dir():
+            raise LedgerError(f"cannot open the ledger {self.place}: it is a folder. Name a file in it.")
+        if not self.path.parent.is_dir():
+            raise LedgerError(f"cannot open the ledger {self.place}: the folder {self.path.parent} does not exist.")
+        # SQLite gives its side files (-wal, -shm) the permissions of this one.
+        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        raw = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_SECONDS)
+        try:
+            _switch_to_wal(raw)
+        finally:
+            raw.close()
+
+    def lock(self, connection: Connection, *, shared: bool) -> None:
+        """BEGIN IMMEDIATE has taken it: there is only one writer."""
+
+    def has_table(self, connection: Connection, name: str) -> bool:
+        found = connection.exec_driver_sql("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
+        return found.first() is not None
+
+    def insert_events(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> set[str]:
+        known: set[str] = set()
+        for start in range(0, len(rows), _IDS_MAX):
+            ids = tuple(row[0] for row in rows[start : start + _IDS_MAX])
+            marks = ", ".join("?" * len(ids))
+            found = connection.exec_driver_sql(f"SELECT id FROM {events.name} WHERE id IN ({marks})", ids)
+            known.update(found.scalars())
+        new = [row for row in rows if row[0] not in known]
+        if new:
+            connection.exec_driver_sql(_INSERT_EVENT, new)
+        return {row[0] for row in new}
+
+    def add_quantities(self, connection: Connection, table: Table, rows: Iterable[QuantityRow]) -> None:
+        given = list(rows)
+        if not given:
+            return
+        connection.exec_driver_sql(
+            f"INSERT INTO {table.name} (period, series, quantity, high, low) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET high = high + excluded.high, low = low + excluded.low",
+            given,
+        )
+
+    def unfold(self, usage: ColumnElement[Any]) -> TableValuedAlias:
+        return func.json_each(usage).table_valued("key", "value", name="unfolded")
+
+    def member(self, document: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+        # No JSON path: a name may hold any character, and paths cannot quote them all.
+        members = func.json_each(document).table_valued("key", "value")
+        return select(members.c.value).where(members.c.key == name).scalar_subquery()
+
+
+def _prepare_connection(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # `_begin` says how a transaction starts, not the driver.
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    connection.execute("PRAGMA cache_size = -32768")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("token_meter_begin", "BEGIN"))
+
+
+def _switch_to_wal(raw: sqlite3.Connection) -> None:
+    # Several processes may switch at once, and SQLite does not always wait for the lock that this takes.
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            if raw.execute("PRAGMA journal_mode = WAL").fetchone()[0] == "wal":
+                return
+            raise LedgerError("this file system does not support SQLite's write-ahead log. Use a local disk.")
+        except sqlite3.OperationalError as problem:
+            if "locked" not in str(problem) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)

@@ -1,0 +1,174 @@
+"""The tables of a ledger, the same on SQLite and PostgreSQL.
+
+`events` is the truth and only grows. `series` numbers the distinct combinations of what rollups are keyed by;
+`hours` and `days` hold integer quantities per period (counted from 1970 in UTC), series and token type. A sum
+is stored as two numbers, total = high * 2**32 + low, because it may pass 63 bits and no database adds wider
+integers in the same way; `low` is never carried over, so adding is one plain update.
+`dimensions` are the declared ones. The names carry a prefix because a PostgreSQL schema may be shared.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects import postgresql
+
+PREFIX: Final = "token_meter_"
+
+VERSION_TABLE: Final = PREFIX + "version"
+"""Where Alembic keeps the revision; not its default name, which belongs to the application."""
+
+TEXT_BYTES_MAX: Final = 1024
+"""The longest name (customer, model, host, dimension value, ...) in UTF-8 bytes; longer ones are refused."""
+
+ID_BYTES_MAX: Final = 512
+"""The longest event id in UTF-8 bytes; with a customer and a time it must fit an index entry of PostgreSQL."""
+
+JSON_BYTES_MAX: Final = 65_536
+"""The largest JSON column of one event (dimensions, price context, the rest) in bytes."""
+
+DIMENSIONS_DECLARED_MAX: Final = 16
+"""So many dimensions may be declared in one ledger."""
+
+DIMENSION_VALUES_MAX: Final = 10_000
+"""So many distinct values of a declared dimension enter rollups; concurrent writers may pass it by a few."""
+
+OTHER: Final = "(other)"
+"""Stands in rollups for the values beyond `DIMENSION_VALUES_MAX`. Events keep the true value, and usage by
+such a dimension is read from them, so that it stays exact."""
+
+EVENTS: Final = "events"
+"""The quantity under which rollups count events; no token type has this name."""
+
+SERIES_COLUMNS: Final = (
+    "customer", "provider", "publisher", "model", "operation", "status", "meter", "mode", "host",
+    "correction", "price_context", "dimensions",
+)  # fmt: skip
+
+metadata: Final = MetaData()
+
+# Ids are compared byte by byte on both engines, whatever the database's language is.
+_Id = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+_Serial = BigInteger().with_variant(Integer(), "sqlite")
+
+events: Final = Table(
+    PREFIX + "events",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("time", BigInteger, nullable=False, comment="microseconds since 1970 in UTC"),
+    Column("customer", Text),
+    Column("provider", Text),
+    Column("publisher", Text),
+    Column("model", Text),
+    Column("model_requested", Text),
+    Column("operation", Text),
+    Column("status", Text, nullable=False),
+    Column("meter", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("host", Text),
+    Column("response_id", Text),
+    Column("corrects", Text),
+    Column("estimator", Text),
+    Column("duration_ms", BigInteger),
+    Column("usage", Text, nullable=False, comment="JSON, token type to quantity"),
+    Column("price_context", Text, comment="JSON"),
+    Column("dimensions", Text, comment="JSON"),
+    Column("anomalies", Text, comment="JSON"),
+    Column("more", Text, comment="JSON: raw_usage, and schema if not 1"),
+    Column("digest", LargeBinary, nullable=False, comment="of the billing fields"),
+    Column("recorded", BigInteger, nullable=False, comment="when it came, microseconds since 1970 in UTC"),
+)
+Index(PREFIX + "events_time", events.c.time, events.c.id)
+Index(PREFIX + "events_customer", events.c.customer, events.c.time, events.c.id)
+Index(
+    PREFIX + "events_anomalies",
+    events.c.time,
+    sqlite_where=text("anomalies IS NOT NULL"),
+    postgresql_where=text("anomalies IS NOT NULL"),
+)
+
+conflicts: Final = Table(
+    PREFIX + "conflicts",
+    metadata,
+    Column("event_id", _Id, primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("recorded", BigInteger, nullable=False),
+    Column("document", Text, nullable=False, comment="the JSON form of the event that is not counted"),
+)
+
+series: Final = Table(
+    PREFIX + "series",
+    metadata,
+    Column("id", _Serial, Identity(), primary_key=True),
+    Column("digest", LargeBinary, nullable=False, comment="of the other columns"),
+    Column("customer", Text),
+    Column("provider", Text),
+    Column("publisher", Text),
+    Column("model", Text),
+    Column("operation", Text),
+    Column("status", Text, nullable=False),
+    Column("meter", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("host", Text),
+    Column("correction", Boolean(create_constraint=False), nullable=False),
+    Column("price_context", Text, comment="JSON; context_tokens is the least number of its step"),
+    Column("dimensions", Text, comment="JSON, declared dimensions only"),
+    UniqueConstraint("digest", name=PREFIX + "series_digest"),
+)
+Index(PREFIX + "series_customer", series.c.customer)
+
+
+def _rollup(name: str) -> Table:
+    # No foreign key to series: both are written by one transaction, and the check would cost every row.
+    return Table(
+        PREFIX + name,
+        metadata,
+        Column("period", Integer, primary_key=True, autoincrement=False),
+        Column("series", BigInteger, primary_key=True, autoincrement=False),
+        Column("quantity", Text, primary_key=True),
+        Column("high", BigInteger, nullable=False),
+        Column("low", BigInteger, nullable=False),
+        sqlite_with_rowid=False,
+        postgresql_with={"fillfactor": 70},
+    )
+
+
+hours: Final = _rollup("hours")
+days: Final = _rollup("days")
+
+dimensions: Final = Table(
+    PREFIX + "dimensions",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("overflowed", Boolean(create_constraint=False), nullable=False),
+)
+
+dimension_values: Final = Table(
+    PREFIX + "dimension_values",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, primary_key=True),
+)
+
+state: Final = Table(
+    PREFIX + "state",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("generation", BigInteger, nullable=False, comment="grows when series are renumbered"),
+    Column("created", BigInteger, nullable=False),
+)

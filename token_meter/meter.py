@@ -1,0 +1,406 @@
+"""The Meter: wraps clients, knows whose calls they are, keeps the journal, delivers to sinks, answers queries."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+from token_meter.context import CURRENT, Attribution, clean_dimensions, clean_name
+from token_meter.customer import CustomerScope, carry_into_threads
+from token_meter.errors import InvalidEvent, NoLedger, TokenMeterError, UnsupportedClient
+from token_meter.event import SCHEMA, MeterEvent, Status, format_time
+from token_meter.providers import SDKS, sdk_of, supported
+from token_meter.providers.publishers import publisher_of
+from token_meter.recorder import CallRecorder
+from token_meter.sinks.base import Sink, sink_name
+from token_meter.usage import Usage
+
+if TYPE_CHECKING:
+    from token_meter.health import Health
+    from token_meter.journal import Journal
+    from token_meter.ledger import Ledger, UsageRow
+    from token_meter.providers.patching import Undo
+    from token_meter.reporter import Reporter
+
+Client = TypeVar("Client")
+Moment = datetime | date | str | None
+
+LEDGER_DEFAULT: Final = "usage.db"
+JOURNAL_DEFAULT: Final = "token_meter.journal"
+READ_TIMEOUT_SECONDS: Final = 30.0
+"""How long a query waits for this process's own events to reach the ledger."""
+EXIT_TIMEOUT_SECONDS: Final = 5.0
+"""How long leaving the process waits for deliveries; what is left is delivered at the next start."""
+ID_LENGTH_MAX: Final = 255
+
+log = logging.getLogger("token_meter")
+_open: weakref.WeakSet[Meter] = weakref.WeakSet()
+
+
+class Meter:
+    """Meters every call of the clients it wraps, and delivers the events to its sinks.
+
+    A `str` or path among `sinks` is a ledger (`"usage.db"`, `"postgresql://…"`); anything else is an object with
+    `send`. Without sinks: `$TOKEN_METER_LEDGER`, else `usage.db` in the working directory. `journal` is the folder
+    that makes events durable before a call returns (default: beside the ledger, `<ledger>.journal`); `dimensions`
+    are the keys the ledger sums usage by; `on_error` is called with `(what, error)` for each internal failure.
+
+    A Meter is a context manager; `close()` delivers what is left. `TOKEN_METER_DISABLED=1` turns it off.
+    Raises JournalError when the journal folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        *sinks: Sink | str | os.PathLike[str],
+        journal: str | os.PathLike[str] | None = None,
+        prices: object = None,
+        dimensions: Sequence[str] = (),
+        on_error: Callable[[str, BaseException], object] | None = None,
+    ) -> None:
+        if prices is not None:
+            raise TypeError("prices= is not available in this version: usage is metered, rating comes later")
+        self._closed = True  # until everything below succeeded
+        self.disabled = os.environ.get("TOKEN_METER_DISABLED", "") not in ("", "0", "false")
+        self._on_error = on_error
+        self._dimensions = tuple(dimensions)
+        self._sinks = self._made_sinks(sinks)
+        self._journal = self._made_journal(journal)
+        self._reporter = self._made_reporter()
+        self._recorder = CallRecorder(
+            self._journal if self._journal is not None else _Nowhere(),
+            owner=self,
+            wake=self._wake,
+            mode="test" if os.environ.get("TOKEN_METER_MODE") == "test" else "live",
+        )
+        self._recorder.allow_include_usage(*os.environ.get("TOKEN_METER_INCLUDE_USAGE_HOSTS", "").split(","))
+        self._started = False
+        self._undo: list[Undo] = []
+        self._closed = False
+        if not _open:
+            atexit.register(_close_all)
+        _open.add(self)
+
+    @classmethod
+    def from_env(cls) -> Meter:
+        """A Meter as the environment describes it.
+
+        TOKEN_METER_LEDGER (path or URL), TOKEN_METER_JOURNAL (folder), TOKEN_METER_DIMENSIONS (comma-separated).
+        """
+        dimensions = [name.strip() for name in os.environ.get("TOKEN_METER_DIMENSIONS", "").split(",")]
+        return cls(
+            journal=os.environ.get("TOKEN_METER_JOURNAL") or None, dimensions=[name for name in dimensions if name]
+        )
+
+    # ---- wrapping ----
+
+    def wrap(self, client: Client, *, customer: str | None = None, **dimensions: object) -> Client:
+        """Meter every call of `client`; returns the same client, of the same type.
+
+        With a customer or dimensions: a copy of it that shares its connections, bound to them; the binding wins over
+        `meter.customer(...)` and survives `copy()` and `with_options()`. Wrapping twice counts once.
+
+        Raises UnsupportedClient for an unknown client, MeteringUnavailable for an SDK that lacks the hook, and
+        TokenMeterError for a client that another Meter has wrapped.
+        """
+        sdk = sdk_of(client)
+        if sdk is None:
+            raise UnsupportedClient(
+                f"cannot meter {type(client).__module__}.{type(client).__qualname__!r}. Supported: clients of "
+                f"{supported()}. For anything else call meter.record(...)."
+            )
+        if self.disabled:
+            return client
+        hooks = sdk.load()
+        held = hooks.bound(client)
+        if held is not None and held.recorder is not self._recorder:
+            raise TokenMeterError(
+                "this client is already wrapped by another Meter. unwrap(client) it there first, or use one Meter."
+            )
+        if customer is None and not dimensions:
+            return client if held is not None else hooks.wrap(client, self._recorder)  # type: ignore[no-any-return]
+        attribution = Attribution(clean_name(customer), clean_dimensions(dimensions))
+        if held is not None and held.attribution is not None:
+            attribution = held.attribution.within(attribution.customer, attribution.dimensions)
+        return hooks.bind(client, self._recorder, attribution)  # type: ignore[no-any-return]
+
+    def unwrap(self, client: Client) -> Client:
+        """Stop metering `client`; returns it as it was."""
+        sdk = sdk_of(client)
+        return client if sdk is None else sdk.load().unwrap(client)  # type: ignore[no-any-return]
+
+    def instrument(self, *names: str) -> Undo:
+        """Meter every client in the process, also those inside libraries, made before or after this call.
+
+        `names`: `openai`, `anthropic`, `google` (default: all three), and `threads`, which carries the customer into
+        `ThreadPoolExecutor` and `run_in_executor`. Works before or after the SDK is imported. Returns an `Undo`: call
+        it, or use it as a context manager. Raises ValueError for an unknown name.
+        """
+        from token_meter.providers.patching import Patch, Undo, patch
+
+        known = {sdk.name: sdk for sdk in SDKS}
+        chosen = names or tuple(known)
+        unknown = [name for name in chosen if name not in known and name != "threads"]
+        if unknown:
+            raise ValueError(f"cannot instrument {', '.join(unknown)}. Known: {', '.join(known)}, threads.")
+        patches: list[Patch] = []
+        if not self.disabled:
+            for name in chosen:
+                if name == "threads":
+                    from concurrent.futures import ThreadPoolExecutor
+
+                    patches.append(patch(ThreadPoolExecutor, "submit", carry_into_threads))
+                else:
+                    patches.extend(known[name].load().instrument(name, self._recorder))
+        undo = Undo(patches)
+        self._undo.append(undo)
+        return undo
+
+    def allow_include_usage(self, *hosts: str) -> None:
+        """Say that these hosts accept `stream_options.include_usage` (`name`, `name:port` or a `*` pattern).
+
+        For the well-known hosts this is known (docs/providers.md); for others the flag is not sent, because a
+        compatible server may refuse it, and a stream without counts is estimated. Also settable as
+        `TOKEN_METER_INCLUDE_USAGE_HOSTS`.
+        """
+        self._recorder.allow_include_usage(*hosts)
+
+    # ---- attribution and manual entry ----
+
+    def customer(
+        self, id: str | None = None, *, from_: Callable[..., Any] | None = None, **dimensions: object
+    ) -> CustomerScope:
+        """Whose calls these are: a context manager (yielding a tally) and a decorator. Nested ones merge.
+
+        `from_` is for decorators: it is called with the function's arguments and returns the customer.
+        """
+        return CustomerScope(
+            clean_name(id), clean_dimensions(dimensions), from_=from_, on_error=self._recorder.problem
+        )
+
+    def record(
+        self,
+        usage: Usage | Mapping[str, int] | int,
+        *,
+        model: str | None = None,
+        provider: str | None = None,
+        customer: str | None = None,
+        meter: str = "llm_tokens",
+        id: str | None = None,
+        time: datetime | None = None,
+        operation: str | None = None,
+        dimensions: Mapping[str, object] | None = None,
+        price_context: Mapping[str, Any] | None = None,
+        response_id: str | None = None,
+        corrects: str | None = None,
+        status: Status = "complete",
+    ) -> MeterEvent:
+        """Enter usage by hand: for what cannot be wrapped, and for meters of your own.
+
+        A plain integer is a number of `units`. Customer and dimensions default to those of `meter.customer(...)`.
+        Give `id` to make retries safe: an event with an id that is known counts nothing. The event is on disk when
+        this returns. Raises ValueError or TypeError for quantities that are none.
+        """
+        scope = CURRENT.get().within(clean_name(customer), clean_dimensions(dimensions or {}))
+        quantities = Usage(units=usage) if isinstance(usage, int) else Usage(usage)
+        if id is not None and not 0 < len(id) <= ID_LENGTH_MAX:
+            raise InvalidEvent(f"id must have 1 to {ID_LENGTH_MAX} characters")
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "id": id or self._recorder.clock.mint(),
+            "time": format_time(time) if time else self._recorder.stamp(),
+            "usage": dict(quantities),
+            "status": status,
+            "meter": meter,
+            "customer": scope.customer,
+            "provider": provider,
+            "publisher": publisher_of(model),
+            "model": model,
+            "operation": operation,
+            "price_context": dict(price_context or {}),
+            "dimensions": dict(scope.dimensions),
+            "response_id": response_id,
+            "corrects": corrects,
+            "mode": self._recorder.mode,
+        }
+        document = {name: value for name, value in document.items() if value not in (None, {})}
+        document["usage"] = dict(quantities)
+        event = MeterEvent.from_json(document)  # refuses what no reader could take back
+        if not self.disabled:
+            self._recorder.enter(document, scope.tallies, quantities)
+        return event
+
+    # ---- queries ----
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger behind this meter. Raises NoLedger when there is none."""
+        found = next((sink for sink in self._sinks if hasattr(sink, "ledger")), None)
+        if found is None:
+            raise NoLedger(
+                "this meter has no ledger to query. Give it one: Meter('usage.db', ...) or Meter('postgresql://…', ...)."
+            )
+        return found.ledger  # type: ignore[no-any-return]
+
+    def events(self, *, customer: str | None | object = ..., limit: int | None = None, **filters: Any) -> list[MeterEvent]:
+        """The events in the ledger, oldest first, this process's own included; filters as `Ledger.events`."""
+        ledger = self.ledger
+        self._catch_up()
+        if customer is not ...:
+            filters["customer"] = customer
+        return ledger.events(limit=limit, **filters)
+
+    def usage(
+        self,
+        customer: str | None | object = ...,
+        *,
+        by: Sequence[str] | str = ("model",),
+        since: Moment = None,
+        until: Moment = None,
+        bucket: Literal["hour", "day", "month"] | None = None,
+        time_zone: str = "UTC",
+        **filters: Any,
+    ) -> list[UsageRow]:
+        """Summed usage by any of customer, model, provider, publisher, token_type, headline, operation, status or a
+        dimension, in [since, until), optionally per hour, day or month of `time_zone`."""
+        ledger = self.ledger
+        self._catch_up()
+        if customer is not ... and customer is not None:
+            filters["customer"] = customer
+        keys = (by,) if isinstance(by, str) else tuple(by)
+        return ledger.usage(by=keys, since=since, until=until, bucket=bucket, time_zone=time_zone, **filters)
+
+    def health(self) -> Health:
+        """What works, what waits and what needs a human."""
+        from token_meter.health import health_of
+
+        return health_of(self._journal, self._reporter, self._recorder.counts)
+
+    # ---- delivery and life cycle ----
+
+    @property
+    def journal_folder(self) -> Path | None:
+        """The journal's folder; None while disabled."""
+        return None if self._journal is None else Path(self._journal.folder.path)
+
+    def flush(self, timeout: float | None = 10.0) -> bool:
+        """Deliver everything written so far to every sink; False if that took longer than `timeout` seconds."""
+        return True if self._reporter is None else self._reporter.flush(timeout)
+
+    def close(self, timeout: float = EXIT_TIMEOUT_SECONDS) -> None:
+        """Deliver what is left (at most `timeout` seconds), take instrumentation back, release everything.
+
+        What could not be delivered stays in the journal for the next start.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        _open.discard(self)
+        for undo in self._undo:
+            undo()
+        if self._reporter is not None:
+            self._reporter.close(timeout)
+        if self._journal is not None:
+            self._journal.close()
+        for sink in self._sinks:
+            close = getattr(sink, "close", None)
+            if close is not None:
+                close()
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"unclosed {self!r}: call close() or use `with`", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        names = ", ".join(sink_name(sink) for sink in self._sinks)
+        return f"Meter({names})"
+
+    # ---- inside ----
+
+    def _made_sinks(self, sinks: Sequence[Sink | str | os.PathLike[str]]) -> list[Sink]:
+        if self.disabled:
+            return []
+        given = sinks or (os.environ.get("TOKEN_METER_LEDGER") or LEDGER_DEFAULT,)
+        made: list[Sink] = []
+        for sink in given:
+            if isinstance(sink, (str, os.PathLike)):
+                from token_meter.sinks.ledger import LedgerSink
+
+                made.append(LedgerSink(sink, dimensions=self._dimensions))
+            elif callable(getattr(sink, "send", None)):
+                made.append(sink)
+            else:
+                raise TypeError(
+                    f"{sink!r} is no sink: give a ledger path or URL, or an object with send(events). For a plain "
+                    "function use CallbackSink(function)."
+                )
+        return made
+
+    def _made_journal(self, folder: str | os.PathLike[str] | None) -> Journal | None:
+        if self.disabled:
+            return None
+        from token_meter.journal import Journal
+
+        fsync = os.environ.get("TOKEN_METER_FSYNC", "interval")
+        if fsync not in ("always", "interval", "never"):
+            raise ValueError(f"TOKEN_METER_FSYNC must be always, interval or never, not {fsync!r}")
+        return Journal(Path(folder) if folder is not None else journal_beside(self._sinks), fsync=fsync)  # type: ignore[arg-type]
+
+    def _made_reporter(self) -> Reporter | None:
+        if self._journal is None:
+            return None
+        from token_meter.reporter import Reporter
+
+        return Reporter(self._journal, self._sinks, on_error=self._report)
+
+    def _report(self, what: str, error: BaseException) -> None:
+        if self._on_error is not None:
+            self._on_error(what, error)
+
+    def _wake(self) -> None:
+        if not self._started and self._reporter is not None:
+            self._started = True
+            self._reporter.start()
+
+    def _catch_up(self) -> None:
+        """Reads show this process's own writes."""
+        name = next((sink_name(sink) for sink in self._sinks if hasattr(sink, "ledger")), None)
+        if self._reporter is not None and not self._reporter.flush(READ_TIMEOUT_SECONDS, sink=name):
+            log.warning("token_meter: the ledger has not taken every event yet; see `token-meter doctor`")
+
+
+class _Nowhere:
+    """The journal of a disabled meter."""
+
+    def opened(self, id: str, line: bytes) -> None: ...
+    def ended(self, id: str, lines: bytes) -> None: ...
+    def append(self, lines: bytes) -> None: ...
+    def defer(self, id: str, lines: bytes) -> None: ...
+    def problem(self, what: str, error: BaseException | str) -> None: ...
+
+
+def journal_beside(sinks: Sequence[Sink]) -> Path:
+    """The default journal folder: `<ledger>.journal` beside a ledger file, else one in the working directory."""
+    for sink in sinks:
+        file = getattr(getattr(sink, "ledger", None), "file", None)
+        if file is not None:
+            return Path(f"{file}.journal")
+    return Path(JOURNAL_DEFAULT)
+
+
+def _close_all() -> None:
+    for meter in list(_open):
+        meter.close()

@@ -1,0 +1,148 @@
+"""Anthropic: which endpoints are metered and how their usage block is read.
+
+Input, cache reads and cache writes are disjoint; thinking is part of output; `iterations` list what the top level
+leaves out (compaction, advisor, declined hops). Formulas: design D1.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from token_meter.providers.base import Body, Endpoint, Reading, fit, mapping, text, whole
+from token_meter.providers.sse import events
+from token_meter.usage import Usage
+
+
+def read_message(document: Body) -> list[Reading]:
+    """A Message, plain or folded from its stream: one reading, plus one per extra billed iteration."""
+    usage = document.get("usage")
+    reading = Reading(None, model=text(document.get("model")), response_id=text(document.get("id")))
+    if not isinstance(usage, dict):
+        if usage is not None:
+            reading.anomalies.append("unreadable_usage")
+        return [reading]
+    reading.usage = message_usage(usage, reading.anomalies)
+    reading.price_context = price_context(usage, reading.usage)
+    reading.raw_usage = usage
+    return [reading, *_iterations(usage, reading)]
+
+
+def message_usage(usage: Body, anomalies: list[str]) -> Usage:
+    """The four counts are disjoint; the 1-hour writes are part of the writes, thinking of the output."""
+    written = whole(usage.get("cache_creation_input_tokens"), anomalies, "cache_creation_input_tokens")
+    by_ttl = mapping(usage.get("cache_creation"))
+    written_1h = whole(by_ttl.get("ephemeral_1h_input_tokens"), anomalies, "ephemeral_1h_input_tokens")
+    output = whole(usage.get("output_tokens"), anomalies, "output_tokens")
+    thinking = whole(
+        mapping(usage.get("output_tokens_details")).get("thinking_tokens"), anomalies, "thinking_tokens"
+    )
+    searches = mapping(usage.get("server_tool_use")).get("web_search_requests")
+    quantities = {
+        "input": whole(usage.get("input_tokens"), anomalies, "input_tokens"),
+        "cache_read": whole(usage.get("cache_read_input_tokens"), anomalies, "cache_read_input_tokens"),
+        **fit(written, {"cache_write_1h": written_1h}, "cache_write_5m", anomalies),
+        **fit(output, {"reasoning": thinking}, "output", anomalies),
+        "web_search": whole(searches, anomalies, "web_search_requests"),
+    }
+    return Usage.of({name: quantity for name, quantity in quantities.items() if quantity})
+
+
+def price_context(usage: Body, read: Usage) -> dict[str, Any]:
+    """What the price depends on beside the model: tier, batch, speed, geography, size of the context."""
+    tier = text(usage.get("service_tier"))
+    geo = text(usage.get("inference_geo"))
+    context: dict[str, Any] = {
+        "service_tier": tier,
+        "batch": True if tier == "batch" else None,
+        "speed": text(usage.get("speed")),
+        "geo": None if geo == "not_available" else geo,
+        "context_tokens": read.input + read.cache_read + read.cache_write_5m + read.cache_write_1h,
+    }
+    return {name: value for name, value in context.items() if value is not None}
+
+
+def _iterations(usage: Body, top: Reading) -> list[Reading]:
+    """Iterations that bill beside the top level: compaction, an advisor, a hop that another model declined."""
+    listed = usage.get("iterations")
+    extra = []
+    for each in listed if isinstance(listed, list) else ():
+        iteration = mapping(each)
+        model = text(iteration.get("model"))
+        declined = iteration.get("type") == "message" and model not in (None, top.model)
+        if iteration.get("type") in ("compaction", "advisor_message") or declined:
+            reading = Reading(None, model=model or top.model, response_id=top.response_id)
+            reading.usage = message_usage(dict(iteration), reading.anomalies)
+            reading.price_context = {**top.price_context, **price_context(dict(iteration), reading.usage)}
+            reading.raw_usage = iteration
+            extra.append(reading)
+    return extra
+
+
+class MessageFold:
+    """`message_start` carries ids and input counts, `message_delta` cumulative totals: replaced, never added."""
+
+    __slots__ = ("document", "terminal", "text_bytes")
+
+    def __init__(self) -> None:
+        self.document: Body = {}
+        self.terminal = False
+        self.text_bytes = 0
+
+    def block(self, data: bytes) -> None:
+        if data.rfind(b"message_") >= 0:  # faster than a forward search on small chunks
+            for event in events(data):
+                self.event(event)
+        elif not self.document:  # counts are told at the start; only a stream without one needs an estimate
+            self.text_bytes += len(data)
+
+    def event(self, event: bytes) -> None:
+        try:
+            document = json.loads(event)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(document, dict):
+            return
+        kind = document.get("type")
+        if kind == "message_start":
+            self.document = dict(mapping(document.get("message")))
+        elif kind == "message_delta":
+            self._merge(document)
+        elif kind == "message_stop":
+            self.terminal = True
+            self._without_usage(document)
+
+    def _merge(self, delta: Body) -> None:
+        new = delta.get("usage")
+        if isinstance(new, dict):
+            old = mapping(self.document.get("usage"))
+            self.document["usage"] = {**old, **{name: value for name, value in new.items() if value is not None}}
+        elif new is not None:
+            self.document["usage"] = new
+
+
+    def _without_usage(self, stop: Body) -> None:
+        """Bedrock repeats the counts in its own metrics; they are used only where the events carry none."""
+        metrics = stop.get("amazon-bedrock-invocationMetrics")
+        if isinstance(metrics, dict) and not self.document.get("usage"):
+            self.document["usage"] = {
+                "input_tokens": metrics.get("inputTokenCount"),
+                "output_tokens": metrics.get("outputTokenCount"),
+                "cache_read_input_tokens": metrics.get("cacheReadInputTokenCount"),
+                "cache_creation_input_tokens": metrics.get("cacheWriteInputTokenCount"),
+            }
+
+
+MESSAGES: Final = Endpoint("messages", read_message, MessageFold, ("id", "model", "usage"), "content")
+
+POSTS: Final = {"messages": MESSAGES}
+
+
+def endpoint(method: str, path: str) -> Endpoint | None:
+    """The endpoint a request goes to, by the tail of its path, or None if it bills nothing (token counting)."""
+    return POSTS.get(path.partition("?")[0].rstrip("/").rpartition("/")[2]) if method == "post" else None
+
+
+def provider_by_path(path: str) -> str | None:
+    """Nothing in a path says who serves it."""
+    return None

@@ -1,0 +1,200 @@
+"""What the provider files and the taps agree on: endpoints, readings, calls, and who records them.
+
+    Endpoint   one metered path of an API: what it is called and how its answers are read
+    Reading    what an answer said about one billed line
+    Fold       what is kept of an open stream: bounded, whatever its length
+    Call       one logical call, from before it is sent until it is recorded
+    Recorder   takes calls and readings further (the Meter); providers know nothing behind it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from token_meter.context import Attribution
+from token_meter.event import Status
+from token_meter.usage import QUANTITY_MAX, Usage
+
+Body = dict[str, Any]
+"""A parsed JSON object as a provider sent it: hostile until read."""
+
+
+@dataclass(slots=True)
+class Reading:
+    """What an answer said about one billed line.
+
+    `usage` is None when the provider told no counts; `raw_usage` is the provider's own block, filtered when written. `object_id` names an object whose usage may be read again
+    or arrives later: the event id is then derived from it instead of minted (decision D5).
+    """
+
+    usage: Usage | None
+    model: str | None = None
+    response_id: str | None = None
+    price_context: dict[str, Any] = field(default_factory=dict)
+    raw_usage: Mapping[str, Any] | None = None
+    anomalies: list[str] = field(default_factory=list)
+    object_id: str | None = None
+    status: Status = "complete"
+    estimator: str | None = None
+
+
+class Fold(Protocol):
+    """What is kept of an open stream: the merged fields that count, never the chunks.
+
+    `block` is given one or more whole events. `document` is what the endpoint's `read` takes, `terminal` is true
+    once the provider's own end marker was seen, `text_bytes` counts the visible output for an estimate.
+    """
+
+    document: Body
+    terminal: bool
+    text_bytes: int
+
+    def block(self, data: bytes) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One metered path: its operation name and pure functions that read its answers.
+
+    `fields` are the top-level fields wanted, `bulky` the one with the content, which is read around; `estimates` says whether missing counts can be
+    estimated from text. `injects_usage` marks the endpoints that take `stream_options.include_usage`.
+    """
+
+    operation: str
+    read: Callable[[Body], list[Reading]]
+    fold: Callable[[], Fold]
+    fields: tuple[str, ...] = ()
+    bulky: str = ""
+    estimates: bool = True
+    injects_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A row of the host table: who answers there, and whether `include_usage` is known to be accepted."""
+
+    provider: str
+    accepts_include_usage: bool = False
+
+
+class Call:
+    """One logical call: bound to its customer when it begins, recorded once per delivered response.
+
+    `fresh` is true until a response (or the failure) of the call was taken. `sent` is the request as the SDK built
+    it, looked at only when an estimate is needed. `static` is the part of its journal lines that never changes.
+    """
+
+    __slots__ = (
+        "attribution", "began", "endpoint", "ended", "fresh", "host", "id", "injected", "model_requested",
+        "operation", "provider", "recorder", "sent", "static",
+    )  # fmt: skip
+
+    id: str
+    attribution: Attribution
+    provider: str
+    host: str
+    operation: str
+    model_requested: str | None
+    endpoint: Endpoint
+    recorder: Recorder
+    static: str
+    began: float
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.fresh = True
+        self.injected = False
+        self.sent: object = None
+
+
+class Recorder(Protocol):
+    """What the taps hand calls and readings to. None of these raises, except `begin` with BudgetExceeded."""
+
+    def begin(
+        self, endpoint: Endpoint, *, provider: str, host: str, model: str | None, bound: Attribution | None
+    ) -> Call: ...
+
+    def accepts_include_usage(self, host: str) -> bool: ...
+
+    def record(self, call: Call, readings: list[Reading]) -> None: ...
+
+    def record_later(self, call: Call, readings: list[Reading]) -> None: ...
+
+    def void(self, call: Call, reason: str) -> None: ...
+
+    def unmetered(self, call: Call, reason: str) -> None: ...
+
+    def problem(self, what: str, error: BaseException) -> None: ...
+
+
+def whole(value: Any, anomalies: list[str], name: str) -> int:
+    """A quantity as a non-negative integer; anything else is clamped and leaves an anomaly behind.
+
+    An absent or null quantity is zero. A float with an integral value counts (some providers send 12.0).
+    """
+    if type(value) is int and 0 <= value <= QUANTITY_MAX:
+        return value
+    if value is None:
+        return 0
+    if isinstance(value, float) and value.is_integer() and 0 <= value <= QUANTITY_MAX:
+        return int(value)
+    anomalies.append(f"odd_quantity:{name}")
+    return QUANTITY_MAX if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def fit(total: int, parts: dict[str, int], plain: str, anomalies: list[str]) -> dict[str, int]:
+    """`parts` of a `total`, and what is left of it as `plain`: together they are the total, whatever was claimed.
+
+    Parts that exceed the total are cut, the last named first, and leave an anomaly behind.
+    """
+    left = total
+    fitted: dict[str, int] = {}
+    for name, count in parts.items():
+        if not count:
+            continue
+        if count > left:
+            anomalies.append(f"parts_exceed_total:{plain}")
+            count = left
+        if count:
+            fitted[name] = count
+            left -= count
+    if left:
+        fitted[plain] = left
+    return fitted
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """`value` if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def text(value: Any) -> str | None:
+    """`value` if it is a non-empty string of sane length, else None."""
+    return value if isinstance(value, str) and 0 < len(value) <= 512 else None
+
+
+RAW_USAGE_BYTES_MAX: Final = 4096
+_RAW_TEXT_MAX: Final = 64
+_RAW_DEPTH_MAX: Final = 6
+
+
+def raw_numbers(value: Any, depth: int = 0) -> Any:
+    """The numbers and enum words of a usage block: what may be kept (decision D12). Prose is dropped."""
+    kind = type(value)
+    if kind is int or kind is float or kind is bool or value is None:
+        return value
+    if kind is str:
+        return value if len(value) <= _RAW_TEXT_MAX and value.replace("-", "").replace("_", "").replace(".", "").isalnum() else None
+    if depth >= _RAW_DEPTH_MAX:
+        return None
+    if kind is dict:
+        return {
+            name[:_RAW_TEXT_MAX]: kept
+            for name, each in list(value.items())[:64]
+            if (kept := raw_numbers(each, depth + 1)) is not None
+        }
+    if kind is list:
+        return [raw_numbers(each, depth + 1) for each in value[:16]]
+    return None

@@ -1,0 +1,200 @@
+"""The one pair of hooks that openai and anthropic share: around the logical call, and on the delivered response.
+
+Both SDKs are generated from one template: every REST call of every client class passes `request` (once per call)
+and `_process_response` (once per delivered response). The first binds the customer and sends nothing further; the
+second counts, on the HTTP response, below every helper. Sync and async differ in two lines each.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from token_meter.context import Attribution
+from token_meter.errors import BudgetExceeded
+from token_meter.providers.base import Call, Endpoint, Recorder, mapping, text
+from token_meter.providers.failures import may_have_been_billed, was_refused
+from token_meter.providers.hosts import host_named
+from token_meter.providers.settle import read_body
+from token_meter.providers.stream import BodyTap, Hide, Tap, framer_for, tee
+
+MARK: Final = "token_meter"
+"""The response extension that says: counted."""
+
+_ACTIVE: ContextVar[Call | None] = ContextVar("token_meter.call", default=None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vendor:
+    """What differs between the SDKs of this family: a name and the pure functions of its provider file."""
+
+    name: str
+    endpoint: Callable[[str, str], Endpoint | None]
+    provider_by_path: Callable[[str], str | None]
+    is_usage_only: Callable[[bytes], bool] | None = None
+    may_ask_for_usage: Callable[[Any, dict[str, Any]], bool] = lambda client, asked: False
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What a wrapped client carries: who records its calls and, if bound, for whom."""
+
+    recorder: Recorder
+    attribution: Attribution | None = None
+
+
+def call_sync(vendor: Vendor, binding: Binding, original: Any, client: Any, args: Any, kwargs: Any) -> Any:
+    """Around `SyncAPIClient.request`."""
+    call, args, kwargs = _begin(vendor, binding, client, args, kwargs)
+    outer = _ACTIVE.get()
+    _ACTIVE.set(call)
+    try:
+        return original(*args, **kwargs)
+    except BaseException as error:
+        failed(call, error)
+        raise
+    finally:
+        _ACTIVE.set(outer)
+
+
+async def call_async(vendor: Vendor, binding: Binding, original: Any, client: Any, args: Any, kwargs: Any) -> Any:
+    """Around `AsyncAPIClient.request`."""
+    call, args, kwargs = _begin(vendor, binding, client, args, kwargs)
+    outer = _ACTIVE.get()
+    _ACTIVE.set(call)
+    try:
+        return await original(*args, **kwargs)
+    except BaseException as error:
+        failed(call, error)
+        raise
+    finally:
+        _ACTIVE.set(outer)
+
+
+def answered(vendor: Vendor, binding: Binding, client: Any, kwargs: dict[str, Any], *, is_async: bool) -> None:
+    """Before `_process_response`: count a whole answer, or put the tee on an open one."""
+    call = _ACTIVE.get()
+    if call is None:
+        return
+    recorder = binding.recorder
+    try:
+        response = kwargs["response"]
+        if not 200 <= response.status_code < 300 or MARK in response.extensions:
+            return
+        response.extensions[MARK] = True
+        _count(vendor, binding, call if call.fresh else _next_hop(binding, call), kwargs, is_async=is_async)
+    except Exception as error:  # noqa: BLE001 - nothing metering does may reach the caller
+        recorder.problem("response", error)
+        call.fresh = False
+        recorder.unmetered(call, "unreadable")
+
+
+def _count(vendor: Vendor, binding: Binding, call: Call, kwargs: dict[str, Any], *, is_async: bool) -> None:
+    call.fresh = False
+    response = kwargs["response"]
+    call.sent = response.request
+    if response.is_stream_consumed or response.is_closed:
+        binding.recorder.record(call, read_body(call, response.content))
+        return
+    content_type = response.headers.get("content-type", "")
+    tap: Tap | BodyTap
+    if "json" in content_type or ("event-stream" not in content_type and not kwargs.get("stream")):
+        tap = BodyTap(call, keep="json" in content_type)
+    else:
+        tap = Tap(call, call.endpoint.fold(), framer_for(content_type))
+    hide = Hide(vendor.is_usage_only) if call.injected and vendor.is_usage_only else None
+    tee(response, tap, is_async=is_async, hide=hide)
+
+
+def _next_hop(binding: Binding, call: Call) -> Call:
+    """A second response inside one logical call (a fallback after a refusal): billed by itself."""
+    hop = binding.recorder.begin(
+        call.endpoint, provider=call.provider, host=call.host, model=call.model_requested, bound=call.attribution
+    )
+    hop.injected = call.injected
+    return hop
+
+
+def _begin(
+    vendor: Vendor, binding: Binding, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Call | None, tuple[Any, ...], dict[str, Any]]:
+    """Bind the call to its customer and make it durable; None for a request that bills nothing."""
+    try:
+        options = kwargs["options"] if "options" in kwargs else args[1]
+        host, base_path = _host(client, options.url)
+        endpoint, provider = _route(vendor, options.method, options.url, host, base_path)
+        if endpoint is None:
+            return None, args, kwargs
+        body = options.json_data
+        asked = body if isinstance(body, dict) else {}
+        call = binding.recorder.begin(
+            endpoint, provider=provider, host=host, model=text(asked.get("model")), bound=binding.attribution
+        )
+    except BudgetExceeded:
+        raise
+    except Exception as error:  # noqa: BLE001
+        binding.recorder.problem("request", error)
+        return None, args, kwargs
+    if (
+        endpoint.injects_usage
+        and asked.get("stream")
+        and binding.recorder.accepts_include_usage(host)
+        and vendor.may_ask_for_usage(client, asked)
+    ):
+        return _ask_for_usage(call, options, asked, args, kwargs)
+    return call, args, kwargs
+
+
+def _ask_for_usage(
+    call: Call, options: Any, asked: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Call, tuple[Any, ...], dict[str, Any]]:
+    """Add `include_usage` to a copy of the request, unless the caller decided either way."""
+    chosen = asked.get("stream_options")
+    if chosen is not None and (not isinstance(chosen, dict) or "include_usage" in chosen):
+        return call, args, kwargs
+    options = copy.copy(options)
+    options.json_data = {**asked, "stream_options": {**mapping(chosen), "include_usage": True}}
+    call.injected = True
+    if "options" in kwargs:
+        return call, args, {**kwargs, "options": options}
+    return call, (args[0], options, *args[2:]), kwargs
+
+
+def failed(call: Call | None, error: BaseException) -> None:
+    """The call raised before any response was counted: void it, or say that nobody knows."""
+    if call is None or not call.fresh:
+        return
+    call.fresh = False
+    refused = was_refused(error)
+    if refused:
+        call.recorder.void(call, refused)
+    elif may_have_been_billed(error):
+        call.recorder.unmetered(call, type(error).__name__)
+    else:
+        call.recorder.void(call, type(error).__name__)
+
+
+@lru_cache(maxsize=1024)
+def _route(vendor: Vendor, method: str, url: str, host: str, base_path: str) -> tuple[Endpoint | None, str]:
+    """Which endpoint a request goes to and who serves it."""
+    known = host_named(host)
+    provider = vendor.provider_by_path(base_path + url) or (known.provider if known else vendor.name)
+    return vendor.endpoint(method.lower(), url), provider
+
+
+def _host(client: Any, url: str) -> tuple[str, str]:
+    """`(host[:port], base path)` of a request, remembered per client while its base URL stays the same."""
+    if url.startswith("http"):
+        return url.partition("://")[2].partition("/")[0].lower(), ""
+    base = client._base_url
+    known = client.__dict__.get("_token_meter_host")
+    if known is None or known[0] is not base:
+        host = base.host.lower()
+        known = (base, (f"{host}:{base.port}" if base.port else host, base.path))
+        client.__dict__["_token_meter_host"] = known
+    found: tuple[str, str] = known[1]
+    return found

@@ -1,0 +1,85 @@
+"""Patching a class for the whole process, and taking it back.
+
+A patch is a `wrapt` wrapper on the class attribute. It can be undone only while it is still the outermost one; when
+another tool has wrapped it since, it is switched off instead. An import hook cannot be unregistered, so it asks the
+same switch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import wrapt
+
+
+class Patch:
+    """One thing that was changed, or will be when its module is imported."""
+
+    def __init__(self) -> None:
+        self.enabled = True
+        self._inner: list[Patch] = []
+        self._owner: Any = None
+        self._name = ""
+        self._original: Any = None
+        self._wrapper: Any = None
+
+    @classmethod
+    def when_imported(cls, module: str, apply: Callable[[Any], list[Patch]]) -> Patch:
+        """Apply now if `module` is imported, else when it is. Errors of an applied hook are raised at once."""
+        self = cls()
+        if module in sys.modules:
+            self._inner = apply(sys.modules[module])
+            return self
+
+        def hook(imported: Any) -> None:
+            if self.enabled:
+                self._inner = apply(imported)
+
+        wrapt.register_post_import_hook(hook, module)
+        return self
+
+    def undo(self) -> None:
+        """Restore what was patched; switch off what cannot be restored."""
+        self.enabled = False
+        for patch_ in self._inner:
+            patch_.undo()
+        if self._owner is not None and self._owner.__dict__.get(self._name) is self._wrapper:
+            setattr(self._owner, self._name, self._original)
+
+
+def patch(owner: Any, name: str, wrapper: Callable[[Any, Any, Any, Any], Any]) -> Patch:
+    """Wrap `owner.name` with `wrapper(original, instance, args, kwargs)`."""
+    done = Patch()
+
+    def switched(original: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        if not done.enabled:
+            return original(*args, **kwargs)
+        return wrapper(original, instance, args, kwargs)
+
+    done._owner = owner
+    done._name = name
+    done._original = owner.__dict__[name]
+    done._wrapper = wrapt.FunctionWrapper(done._original, switched)
+    setattr(owner, name, done._wrapper)
+    return done
+
+
+class Undo:
+    """What `meter.instrument()` returns: call it, or leave its `with` block, to take everything back."""
+
+    def __init__(self, patches: list[Patch]) -> None:
+        self._patches = patches
+
+    def __call__(self) -> None:
+        """Take the instrumentation back; safe to call twice."""
+        for each in self._patches:
+            each.undo()
+        self._patches = []
+
+    def __enter__(self) -> Undo:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self()

@@ -1,0 +1,199 @@
+"""From taps to the journal: binds a call to its customer, and writes what became of it, in the caller's thread.
+
+Nothing here raises into the caller's model call (D3): a failure is a counted problem.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections import Counter, deque
+from typing import Any, Protocol
+
+from token_meter import lines
+from token_meter.clock import SYSTEM, Clock, Stamps
+from token_meter.context import CURRENT, NOBODY, Attribution, Tally
+from token_meter.providers.base import Call, Endpoint, Reading
+from token_meter.providers.hosts import host_named
+from token_meter.usage import Usage
+
+log = logging.getLogger("token_meter")
+
+
+class Lines(Protocol):
+    """The part of the journal the hot path writes to."""
+
+    def opened(self, id: str, line: bytes) -> None: ...
+    def ended(self, id: str, lines: bytes) -> None: ...
+    def append(self, lines: bytes) -> None: ...
+    def defer(self, id: str, lines: bytes) -> None: ...
+    def problem(self, what: str, error: BaseException | str) -> None: ...
+
+
+class CallRecorder:
+    """The `Recorder` of a Meter: one per Meter, shared by every client it wraps."""
+
+    def __init__(self, journal: Lines, *, owner: object, wake: Any, mode: str = "live", clock: Clock = SYSTEM) -> None:
+        self.clock = clock
+        self.counts: Counter[str] = Counter()
+        self._journal = journal
+        self._owner = owner  # a wrapped client keeps its Meter alive through this
+        self._wake = wake
+        self._asleep = True  # until the first event: then the reporter is started
+        self.mode = mode
+        self._stamps = Stamps()
+        self._include_usage: tuple[str, ...] = ()
+        self._late: deque[tuple[tuple[Tally, ...], Usage]] = deque()
+
+    # ---- what the taps call ----
+
+    def begin(
+        self, endpoint: Endpoint, *, provider: str, host: str, model: str | None, bound: Attribution | None
+    ) -> Call:
+        """Bind a call to the customer of this moment and make it durable before it is sent."""
+        attribution = CURRENT.get()
+        if bound is not None:
+            attribution = bound if attribution is NOBODY else attribution.within(bound.customer, bound.dimensions)
+        call = Call()
+        clock = self.clock
+        call.id = clock.mint()
+        call.attribution = attribution
+        call.endpoint = endpoint
+        call.operation = endpoint.operation
+        call.provider = provider
+        call.host = host
+        call.model_requested = model
+        call.recorder = self
+        call.began = clock.monotonic()
+        call.static = lines.static_part(call, self.mode)
+        self._journal.opened(call.id, lines.opened(call, at=self.stamp()))
+        return call
+
+    def accepts_include_usage(self, host: str) -> bool:
+        """Whether `stream_options.include_usage` may be added for this host."""
+        known = host_named(host)
+        if known is not None and known.accepts_include_usage:
+            return True
+        return any(fnmatch.fnmatchcase(host, pattern) for pattern in self._include_usage)
+
+    def allow_include_usage(self, *hosts: str) -> None:
+        """Hosts (`name`, `name:port` or a `*` pattern) that accept `include_usage` beside those known to."""
+        self._include_usage = tuple(dict.fromkeys((*self._include_usage, *(host.lower() for host in hosts))))
+
+    def record(self, call: Call, readings: list[Reading]) -> None:
+        """Write the events of a call that ended, then let the tallies know."""
+        if not readings:
+            self.void(call, "counted_before")
+            return
+        try:
+            call.ended = True
+            self._journal.ended(call.id, self._lines(call, readings))
+            if call.attribution.tallies or self._late:
+                self._tell(call.attribution.tallies, readings)
+            if self._asleep:
+                self._asleep = False
+                self._wake()
+        except Exception as error:  # noqa: BLE001 - D3
+            self.problem("record", error)
+
+    def record_later(self, call: Call, readings: list[Reading]) -> None:
+        """The same from a finaliser, which may run in any thread at any time: enqueue only, take no lock."""
+        call.ended = True
+        if readings:
+            self._journal.defer(call.id, self._lines(call, readings))
+            self._late.append((call.attribution.tallies, _total(readings)))
+        else:
+            self._journal.defer(call.id, lines.void(call, "counted_before"))
+
+    def void(self, call: Call, reason: str) -> None:
+        """The call ended and billed nothing (refused, never sent, a re-read)."""
+        try:
+            call.ended = True
+            self._journal.ended(call.id, lines.void(call, reason))
+        except Exception as error:  # noqa: BLE001 - D3
+            self.problem("void", error)
+
+    def unmetered(self, call: Call, reason: str) -> None:
+        """The provider may have billed this call and no counts are known: a human must see it."""
+        if not call.ended:
+            self.record(call, [Reading(Usage(), status="unmetered", anomalies=["no_response", reason])])
+
+    def problem(self, what: str, error: BaseException) -> None:
+        """Count an internal failure; it is written once per kind and shown by `doctor`."""
+        self._journal.problem(what, error)
+
+    # ---- what the Meter calls ----
+
+    def enter(self, document: dict[str, Any], tallies: tuple[Tally, ...], usage: Usage) -> None:
+        """Write an event that was entered by hand."""
+        self._journal.append(lines.recorded(document))
+        for tally in tallies:
+            tally.add(usage)
+        self.counts["events"] += 1
+        self._notable(document["status"], document.get("customer"), document.get("anomalies"))
+        self._asleep = False
+        self._wake()
+
+    def stamp(self) -> str:
+        """The time now, as it stands in events."""
+        return self._stamps.text(self.clock.now_ns())
+
+    # ---- inside ----
+
+    def _lines(self, call: Call, readings: list[Reading]) -> bytes:
+        at = self.stamp()
+        duration = max(0, int((self.clock.monotonic() - call.began) * 1000))
+        customer = call.attribution.customer
+        written: list[bytes] = []
+        for place, reading in enumerate(readings):
+            reading.model = reading.model or call.model_requested  # some answers do not name their model
+            if customer is None or reading.anomalies or reading.status != "complete":
+                self._notable(reading.status, customer, reading.anomalies)
+            id = call.id if place == 0 else self.clock.mint()
+            if reading.object_id is not None:
+                id = _derived_id(call, reading)
+            written.append(lines.event(call, reading, id=id, at=at, duration_ms=duration))
+        self.counts["events"] += len(written)
+        return written[0] if len(written) == 1 else b"".join(written)
+
+    def _notable(self, status: str, customer: str | None, anomalies: Any) -> None:
+        counts = self.counts
+        if status != "complete":
+            counts[status] += 1
+        if anomalies:
+            counts["anomalies"] += 1
+        if customer is None:
+            counts["unattributed"] += 1
+            if counts["unattributed"] == 1:
+                log.warning(
+                    "token_meter: a call without a customer was metered. It is kept under customer=None; put calls "
+                    "in `with meter.customer(...)` or wrap the client with `customer=...`. (Said once.)"
+                )
+
+    def _tell(self, tallies: tuple[Tally, ...], readings: list[Reading]) -> None:
+        if tallies:
+            total = _total(readings)
+            for tally in tallies:
+                tally.add(total)
+        while self._late:
+            late, usage = self._late.popleft()
+            for tally in late:
+                tally.add(usage)
+
+
+def _total(readings: list[Reading]) -> Usage:
+    total = Usage()
+    for reading in readings:
+        if reading.usage:
+            total = total + reading.usage
+    return total
+
+
+def _derived_id(call: Call, reading: Reading) -> str:
+    """The id of an object that is read more than once: the same wherever and whenever it is read (D5)."""
+    import hashlib
+
+    key = "\n".join((call.provider, call.host, reading.object_id or "", reading.model or ""))
+    text = hashlib.sha256(key.encode()).hexdigest()
+    # A UUIDv8 (RFC 9562): 122 bits of the digest.
+    return f"{text[:8]}-{text[8:12]}-8{text[13:16]}-{'89ab'[int(text[16], 16) % 4]}{text[17:20]}-{text[20:32]}"

@@ -1,0 +1,1 @@
+"""The OpenAI API (and Azure's and every compatible one), one file per endpoint."""
