@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import traceback
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from token_meter.event import MeterEvent
 
 TIME = "2026-03-01T12:00:00.000000Z"
+IMPORTS = "from token_meter.journal import Journal\nfrom token_meter.reporter import Reporter"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -28,10 +32,8 @@ def opened(id: str, **more: Any) -> bytes:
 
 
 def event(id: str, *, call: str | None = None, **more: Any) -> bytes:
-    return line(
-        kind="event", call=call or id, schema=1, id=id, time=TIME, usage={"input": 3}, status="complete",
-        customer="acme", **more,
-    )  # fmt: skip
+    fields = {"usage": {"input": 3}, "status": "complete", "customer": "acme"}
+    return line(kind="event", call=call or id, schema=1, id=id, time=TIME, **{**fields, **more})
 
 
 def call(journal: Any, id: str) -> None:
@@ -128,10 +130,10 @@ class FileSink:
 
 def start(script: str, *arguments: Any, **options: Any) -> subprocess.Popen[str]:
     """A real process that runs `script` with this kit imported."""
-    code = "from journal_kit import *\nfrom token_meter.journal import Journal\nfrom token_meter.reporter import Reporter\n"
+    code = f"from tests.journal_kit import *\n{IMPORTS}\n"
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code + textwrap.dedent(script), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -145,3 +147,26 @@ def run(script: str, *arguments: Any, exit_code: int = 0, **options: Any) -> str
         out, err = process.communicate(timeout=60)
     assert process.returncode == exit_code, err
     return out
+
+
+def fork(action: Callable[[], object]) -> int:
+    """A forked child that does one thing and leaves without any clean-up; returns its process id."""
+    with warnings.catch_warnings():
+        # Since 3.12 Python warns of forking with threads, which is what these tests are about.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child:
+        return child
+    try:
+        signal.alarm(30)
+        action()
+        os._exit(0)
+    except BaseException:  # noqa: BLE001 - the child must never come back into pytest
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def wait(child: int) -> int:
+    """The child's exit status: 0 when its action returned."""
+    return os.waitpid(child, 0)[1]

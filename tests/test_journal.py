@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from journal_kit import call, documents, event, opened, run, segments, start, written
 
+from tests.journal_kit import call, documents, event, fork, opened, run, segments, start, wait, written
 from token_meter.errors import JournalError
 from token_meter.journal import Journal
 from token_meter.problems import read_problems
@@ -156,7 +156,8 @@ def test_open_calls_are_carried_into_the_next_segment_before_the_old_one_is_seal
         for number in range(20):
             call(journal, f"short-{number}")
         journal.ended("long", event("long"))
-    parts = [documents(path) for path in segments(folder)]
+    paths = sorted(segments(folder), key=lambda path: int(path.stem.rsplit("-", 1)[1]))
+    parts = [documents(path) for path in paths]
 
     assert len(parts) > 2
     for part in parts:
@@ -164,9 +165,11 @@ def test_open_calls_are_carried_into_the_next_segment_before_the_old_one_is_seal
         ends = {document["call"] for document in part if document["kind"] == "event"}
         assert part[-1] == {"kind": "sealed"}
         assert ends <= calls
-    for before, part in zip(segments(folder), parts[1:], strict=False):
-        assert [document["id"] for document in part[1:2]] == ["long"]
-        assert part[2] == {"kind": "carried", "from": before.name}
+    for before, part in zip(paths, parts[1:], strict=False):
+        head = part[1 : [document["kind"] for document in part].index("carried") + 1]
+        assert head[0]["id"] == "long"
+        assert {document["kind"] for document in head[:-1]} == {"opened"}
+        assert head[-1] == {"kind": "carried", "from": before.name}
 
 
 def test_many_open_calls_do_not_make_every_write_rotate(folder):
@@ -198,26 +201,43 @@ def test_threads_lose_and_tear_nothing_across_rotations(folder):
 # ---- entering again ----
 
 
-def test_a_signal_handler_may_meter_calls_at_any_moment(folder):
-    """The handler runs inside the writes and rotations of the same thread."""
-    ticks = []
-    with Journal(folder, segment_bytes_max=3_000, fsync="always") as journal:
+@pytest.mark.parametrize("fsync", ["interval", "always"])
+def test_a_signal_handler_may_meter_calls_at_any_moment(folder, fsync):
+    """The handler runs inside the writes, fsyncs and rotations of the same thread."""
+    ticks: list[str] = []
+    done = threading.Event()
+
+    def interrupt() -> None:
+        main = threading.main_thread().ident
+        assert main is not None
+        while not done.is_set():
+            seen = len(ticks)
+            signal.pthread_kill(main, signal.SIGUSR1)
+            while len(ticks) == seen and not done.is_set():
+                done.wait(0.0002)
+
+    with Journal(folder, segment_bytes_max=3_000, fsync=fsync) as journal:
 
         def handler(*_: object) -> None:
-            ticks.append(f"signal-{len(ticks)}")
-            call(journal, ticks[-1])
+            call(journal, f"signal-{len(ticks)}")
+            ticks.append("")
 
-        before = signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0003)
+        before = signal.signal(signal.SIGUSR1, handler)
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        number = 0
         try:
-            for number in range(1_000):
+            while len(ticks) < 300:
                 call(journal, f"main-{number}")
+                number += 1
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            done.set()
+            thread.join()
+            signal.signal(signal.SIGUSR1, before)
 
-    assert len(ticks) > 20
-    assert sorted(written(folder)) == sorted([*ticks, *(f"main-{number}" for number in range(1_000))])
+    expected = [*(f"main-{n}" for n in range(number)), *(f"signal-{n}" for n in range(len(ticks)))]
+    assert sorted(written(folder)) == sorted(expected)
+    assert journal.state().problems == {}
 
 
 def test_a_finaliser_only_queues_and_the_next_write_writes(journal, folder):
@@ -250,13 +270,14 @@ def test_what_finalisers_queued_is_written_at_close(journal, folder):
 
 def test_a_child_writes_its_own_segment_and_leaves_the_parents_calls_to_the_parent(journal, folder):
     journal.opened("parents", opened("parents"))
-    child = os.fork()
-    if child == 0:
+
+    def in_child() -> None:
         journal.ended("parents", event("parents", status="estimated"))
         call(journal, "childs")
         journal.close()
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+
+    child = fork(in_child)
+    assert wait(child) == 0
     journal.ended("parents", event("parents"))
 
     assert sorted(written(folder)) == ["childs", "parents"]
@@ -269,10 +290,7 @@ def test_a_childs_exit_does_not_unlock_the_parents_segment(journal, folder):
     from token_meter.locks import close_owned, lock_now, open_owned
 
     call(journal, "a")
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
+    wait(fork(lambda: None))
 
     descriptor = open_owned(segments(folder)[0], os.O_RDWR)
     assert not lock_now(descriptor)
@@ -285,16 +303,12 @@ def test_a_living_child_does_not_keep_its_dead_parents_segment_locked(folder):
         import sys, time
         journal = Journal(sys.argv[1])
         call(journal, "a")
-        if os.fork() == 0:
-            print("child", flush=True)
-            time.sleep(60)
-        os.waitpid(0, 0)
+        wait(fork(lambda: (print(os.getpid(), flush=True), time.sleep(25))))
         """,
         folder,
     )
     assert process.stdout is not None and process.stderr is not None
-    process.stdout.readline()
-    child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+    child = int(process.stdout.readline())
     process.kill()
     process.wait()
     try:
@@ -324,15 +338,8 @@ def test_forking_while_other_threads_write_deadlocks_nobody(folder):
         for thread in threads: thread.start()
         children = []
         for number in range(40):
-            child = os.fork()
-            if child == 0:
-                import signal
-                signal.alarm(20)
-                call(journal, f"child-{number}")
-                journal.close()
-                os._exit(0)
-            children.append(child)
-        print(sum(os.waitpid(child, 0)[1] for child in children))
+            children.append(fork(lambda: (call(journal, f"child-{number}"), journal.close())))
+        print(sum(wait(child) for child in children))
         stop = True
         for thread in threads: thread.join()
         journal.close()
@@ -491,9 +498,7 @@ def test_a_deleted_folder_is_made_again(journal, folder):
 
 def test_a_descriptor_closed_by_other_code_never_receives_a_line_meant_for_us(journal, folder, tmp_path):
     journal.opened("a", opened("a"))
-    descriptor = next(
-        int(name) for name in os.listdir("/proc/self/fd") if str(segments(folder)[0]) == _target(f"/proc/self/fd/{name}")
-    )
+    descriptor = next(number for number in range(3, 1_000) if _is_open_at(number, segments(folder)[0]))
     os.close(descriptor)
     stranger = os.open(tmp_path / "stranger", os.O_RDWR | os.O_CREAT)
     assert stranger == descriptor
@@ -507,17 +512,19 @@ def test_a_descriptor_closed_by_other_code_never_receives_a_line_meant_for_us(jo
     assert written(folder) == ["a"]
 
 
-def _target(path: str) -> str:
+def _is_open_at(number: int, path: Path) -> bool:
     try:
-        return os.readlink(path)
+        return os.path.samestat(os.fstat(number), path.stat())
     except OSError:
-        return ""
+        return False
 
 
 # ---- fsync ----
 
 
-@pytest.mark.parametrize(("policy", "in_call", "in_background"), [("always", 20, 0), ("interval", 0, 1), ("never", 0, 0)])
+@pytest.mark.parametrize(
+    ("policy", "in_call", "in_background"), [("always", 20, 0), ("interval", 0, 1), ("never", 0, 0)]
+)
 def test_when_lines_are_forced_to_disk(folder, monkeypatch, policy, in_call, in_background):
     forced = []
     monkeypatch.setattr("token_meter.writer.datasync", lambda descriptor: forced.append(os.fdatasync(descriptor)))

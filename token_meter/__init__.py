@@ -1,14 +1,14 @@
 """Meter every LLM call once, exactly, durably, to the right customer.
 
-    import openai
-    from token_meter import Meter
+import openai
+from token_meter import Meter
 
-    meter = Meter("usage.db")
-    client = meter.wrap(openai.OpenAI())
+meter = Meter("usage.db")
+client = meter.wrap(openai.OpenAI())
 
-    with meter.customer("acme", feature="chat") as tally:
-        client.responses.create(model="gpt-5", input="Hello")
-    print(tally.usage)
+with meter.customer("acme", feature="chat") as tally:
+    client.responses.create(model="gpt-5", input="Hello")
+print(tally.usage)
 """
 
 from __future__ import annotations

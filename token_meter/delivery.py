@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -24,6 +23,7 @@ from token_meter.errors import NewerSchema, Rejected, Retry
 from token_meter.event import format_time
 from token_meter.folder import JournalFolder
 from token_meter.locks import FileLock
+from token_meter.patience import TryLock
 from token_meter.problems import Problem, describe
 from token_meter.quarantine import refused, write_quarantine
 from token_meter.segments import SegmentIndex
@@ -68,8 +68,9 @@ class Delivery:
         self._lock = FileLock(self.lock_path)
         self._others = CursorReader(folder)
         self._batch: Batch | None = None
-        self._running = threading.Lock()
+        self._running = TryLock()
         self._stopping = False
+        self._leaving = False
         self._moved = False
         self._volatile = False
         self._save_failed = False
@@ -80,7 +81,7 @@ class Delivery:
 
     def run(self) -> None:
         """Deliver what there is now, as far as the sink takes it. Nothing while another thread is at it."""
-        if not self._running.acquire(blocking=False):
+        if not self._running.acquire():
             return
         try:
             if self._hold():
@@ -102,11 +103,11 @@ class Delivery:
 
     def resume(self) -> None:
         """Deliver again after `stop`: a late flush."""
-        self._stopping = False
+        self._stopping = self._leaving = False
 
     def finish(self) -> None:
-        """After the writer sealed its segment: note that it is done, send nothing, give the lock back."""
-        if not self._running.acquire(blocking=False):
+        """After the writer sealed its segment: note that it is done; send nothing."""
+        if not self._running.acquire():
             return
         try:
             if self.held and self._batch is None:
@@ -115,10 +116,16 @@ class Delivery:
             self._running.release()
 
     def release(self) -> None:
-        """Give the lock back, unless a thread is still sending: then the lock ends with the process."""
-        if self._running.acquire(blocking=False):
+        """Give the lock back; a thread that is still sending does so when it leaves."""
+        self._leaving = True
+        if self._running.acquire():
             self._lock.release()
             self._running.release()
+
+    def leave(self) -> None:
+        """The thread ends. Until `release` was called the lock is kept, for what `close` has yet to do."""
+        if self._leaving:
+            self.release()
 
     @property
     def held(self) -> bool:
@@ -147,7 +154,7 @@ class Delivery:
     def after_fork(self) -> None:
         """The child does not deliver until it gets the lock itself."""
         self._lock.after_fork()
-        self._running = threading.Lock()
+        self._running = TryLock()
         self._batch, self._moved = None, False
         self._retry_at = self._lock_at = float("-inf")
         self.asked_to_wait = False

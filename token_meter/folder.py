@@ -62,8 +62,9 @@ class JournalFolder:
         try:
             self.make()
             with self.locked():
+                sinks = self.registered()
                 if not self.document.exists():
-                    self.write_document(self.registered())
+                    self.write_document(sinks)
         except OSError as error:
             raise JournalError(
                 f"cannot use {str(self.path)!r} as a journal: {error.strerror or error}. Give this process write "

@@ -17,12 +17,16 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from token_meter.folder import JournalFolder
 from token_meter.locks import tell_after_fork
+from token_meter.patience import PatientLock
 from token_meter.problems import Problems
 from token_meter.writer import BEGUN, LineWriter
+
+RETRIED_IN_TURN_MAX: Final = 256
+"""How many waiting lines are written without letting a caller in between."""
 
 Operation = Callable[[str, bytes], None]
 
@@ -75,7 +79,7 @@ class Journal:
 
     def _begin(self) -> None:
         """The state of a process that has written nothing yet."""
-        self._lock = threading.RLock()
+        self._lock: threading.RLock | PatientLock = threading.RLock()
         self._busy = False
         self._open: dict[str, bytes] = {}
         self._queue: deque[tuple[Operation, str, bytes]] = deque()
@@ -89,6 +93,14 @@ class Journal:
         self._inherited |= {*self._open, *(identifier for _, identifier, _ in self._queue if identifier)}
         self._begin()
         self._problems.after_fork()
+
+    def before_exit(self) -> None:
+        """From here on a thread can be stopped while it holds the lock, so it takes one that notices.
+
+        Until then it is the plain one, which costs less and which an interrupt cannot leave locked.
+        """
+        if not isinstance(self._lock, PatientLock):
+            self._lock = PatientLock(self._lock)
 
     def opened(self, id: str, line: bytes) -> None:
         """A call is about to be sent. Until it ends it counts as outstanding."""
@@ -160,7 +172,13 @@ class Journal:
 
     def maintain(self) -> None:
         """What the reporter's thread does every turn: write what waits, look after the file, force it to disk."""
-        self._alone(self._tend)
+        waiting = len(self._writer.pending) + 1
+        while len(self._writer.pending) < waiting:
+            waiting = len(self._writer.pending)
+            # In steps, so that callers do not wait for the whole of what an outage left.
+            self._alone(self._tend)
+            if not self._writer.pending:
+                break
         self._settle()
 
     def close(self) -> None:
@@ -182,9 +200,9 @@ class Journal:
     def __del__(self) -> None:
         writer: LineWriter | None = getattr(self, "_writer", None)
         if writer is not None and writer.file is not None:
+            writer.abandon()
             if not self._closed:
                 warnings.warn(f"journal {str(self.folder.path)!r} was never closed", ResourceWarning, stacklevel=2)
-            writer.abandon()
 
     def _opened(self, id: str, line: bytes) -> None:
         self._open[id] = line
@@ -214,11 +232,13 @@ class Journal:
     def _tend(self) -> None:
         self._drain()
         if self._writer.pending:
-            self._writer.retry(len(self._writer.pending))
+            self._writer.retry(RETRIED_IN_TURN_MAX)
         self._writer.check_file()
 
     def _finish(self) -> None:
         self._tend()
+        if self._writer.pending:
+            self._writer.retry(len(self._writer.pending))
         waiting = len(self._writer.pending)
         if waiting:
             self._notices.append(("journal close", f"{waiting} lines are in memory only: the disk does not take them"))
@@ -228,7 +248,7 @@ class Journal:
     def _alone(self, action: Callable[[], None]) -> None:
         """Run an action with the lock held; nothing when this thread is inside already."""
         with self._lock:
-            if self._busy:
+            if self._busy and not self._orphaned():
                 return
             self._busy = True
             try:
@@ -237,6 +257,9 @@ class Journal:
                 self._notices.append(("journal", error))
             finally:
                 self._busy = False
+
+    def _orphaned(self) -> bool:
+        return isinstance(self._lock, PatientLock) and self._lock.orphaned
 
     def _catch_up(self) -> None:
         """Write what was queued while a call was inside, and tell about failures, with no lock held."""

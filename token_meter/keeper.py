@@ -11,6 +11,7 @@ from typing import Final
 from token_meter.cursors import Cursor, CursorReader
 from token_meter.delivery import Delivery
 from token_meter.folder import JournalFolder
+from token_meter.patience import TryLock
 from token_meter.problems import Problem
 from token_meter.recovery import Recovery
 from token_meter.retention import Retention
@@ -41,7 +42,7 @@ class Keeper:
         self._recovery = Recovery(index, problem=problem, durable=durable)
         self._others = CursorReader(folder)
         self._registered = folder.registered()
-        self._running = threading.Lock()
+        self._running = TryLock()
         self._sweep_at = float("-inf")
         self._size_at = float("-inf")
 
@@ -58,7 +59,7 @@ class Keeper:
 
     def sweep(self) -> None:
         """Recover dead segments, delete finished ones, put back files that were deleted."""
-        if not self._running.acquire(blocking=False):
+        if not self._running.acquire():
             return
         try:
             self._recovery.sweep()
@@ -71,7 +72,7 @@ class Keeper:
 
     def after_fork(self) -> None:
         """Another thread of the parent may have been inside."""
-        self._running = threading.Lock()
+        self._running = TryLock()
 
     def _cursor_of(self, sink: str) -> Cursor | None:
         delivery = self._deliveries.get(sink)

@@ -40,7 +40,13 @@ def static_part(call: Call, mode: str) -> str:
     """The fields that every line of a call shares."""
     who = call.attribution
     return _static(
-        who.customer, tuple(who.dimensions.items()), call.provider, call.model_requested, call.operation, call.host, mode
+        who.customer,
+        tuple(who.dimensions.items()),
+        call.provider,
+        call.model_requested,
+        call.operation,
+        call.host,
+        mode,
     )
 
 
@@ -49,7 +55,7 @@ def opened(call: Call, *, at: str) -> bytes:
     return f'{{"kind":"opened","id":"{call.id}","time":"{at}",{call.static}}}\n'.encode()
 
 
-def event(call: Call, reading: Reading, *, id: str, at: str, duration_ms: int) -> bytes:
+def event(call: Call, reading: Reading, *, id: str, at: str, duration_ms: int, corrects: str | None = None) -> bytes:
     """The line of one billed reading of a call."""
     usage = reading.usage
     quantities = ",".join([f'"{name}":{count}' for name, count in usage.items()]) if usage else ""
@@ -63,6 +69,8 @@ def event(call: Call, reading: Reading, *, id: str, at: str, duration_ms: int) -
         text += f',"price_context":{{{_context(reading.price_context)}}}'
     if reading.response_id:
         text += f',"response_id":{_id(reading.response_id)}'
+    if corrects:
+        text += f',"corrects":"{corrects}"'
     if reading.estimator:
         text += f',"estimator":{_quoted(reading.estimator)}'
     if reading.anomalies:
@@ -91,9 +99,7 @@ def _named(model: str | None) -> str:
 
 
 def _context(context: Mapping[str, Any]) -> str:
-    return ",".join(
-        [f'"{name}":{value if type(value) is int else _scalar(value)}' for name, value in context.items()]
-    )
+    return ",".join([f'"{name}":{value if type(value) is int else _scalar(value)}' for name, value in context.items()])
 
 
 def _scalar(value: Any) -> str:

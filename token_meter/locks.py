@@ -7,26 +7,28 @@ opened here, and the child closes (never unlocks) all of them before it runs any
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
-import threading
 import weakref
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final, Protocol
 
+from token_meter.patience import PatientLock
+
 FORK_WAIT_SECONDS_MAX: Final = 1.0
 """How long a fork waits for another thread that is between opening a file and writing its number down."""
 
 
 class ForkAware(Protocol):
-    """An object that must be put in order in a forked child."""
+    """An object that must be put in order in a forked child, and perhaps at exit (`before_exit`)."""
 
     def after_fork(self) -> None: ...
 
 
-_guard = threading.RLock()
+_guard = PatientLock()
 _owned: set[int] = set()
 _aware: dict[int, weakref.ref[ForkAware]] = {}
 _guarded_by_fork: list[bool] = []
@@ -55,7 +57,7 @@ def disown(descriptor: int) -> None:
 
 
 def tell_after_fork(target: ForkAware) -> None:
-    """Call `target.after_fork()` in every forked child, as long as the object lives."""
+    """Call `target.after_fork()` in every forked child, and `before_exit()` if it has that, while it lives."""
     _register()
     key = id(target)
 
@@ -152,11 +154,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
 @cache
 def _register() -> None:
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_in_child)
+    atexit.register(_before_exit)
 
 
 def _before_fork() -> None:
     # Without this, another thread could own a descriptor that the child's list does not know yet.
-    _guarded_by_fork.append(_guard.acquire(timeout=FORK_WAIT_SECONDS_MAX))
+    _guarded_by_fork.append(_guard.acquire(FORK_WAIT_SECONDS_MAX))
 
 
 def _after_fork_in_parent() -> None:
@@ -166,13 +169,25 @@ def _after_fork_in_parent() -> None:
 
 def _in_child() -> None:
     global _guard
-    _guard = threading.RLock()
+    _guard = PatientLock()
     _guarded_by_fork.clear()
     for descriptor in list(_owned):
         _owned.discard(descriptor)
         with suppress(OSError):
             os.close(descriptor)
-    for reference in list(_aware.values()):
-        target = reference()
-        if target is not None:
-            target.after_fork()
+    for target in _alive():
+        target.after_fork()
+
+
+def _before_exit() -> None:
+    for target in _alive():
+        getattr(target, "before_exit", _nothing)()
+
+
+def _alive() -> list[ForkAware]:
+    targets = [reference() for reference in list(_aware.values())]
+    return [target for target in targets if target is not None]
+
+
+def _nothing() -> None:
+    """What most have to do at exit."""

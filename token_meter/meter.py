@@ -124,7 +124,7 @@ class Meter:
                 "this client is already wrapped by another Meter. unwrap(client) it there first, or use one Meter."
             )
         if customer is None and not dimensions:
-            return client if held is not None else hooks.wrap(client, self._recorder)  # type: ignore[no-any-return]
+            return client if held is not None else hooks.wrap(client, self._recorder)
         attribution = Attribution(clean_name(customer), clean_dimensions(dimensions))
         if held is not None and held.attribution is not None:
             attribution = held.attribution.within(attribution.customer, attribution.dimensions)
@@ -133,7 +133,7 @@ class Meter:
     def unwrap(self, client: Client) -> Client:
         """Stop metering `client`; returns it as it was."""
         sdk = sdk_of(client)
-        return client if sdk is None else sdk.load().unwrap(client)  # type: ignore[no-any-return]
+        return client if sdk is None else sdk.load().unwrap(client)
 
     def instrument(self, *names: str) -> Undo:
         """Meter every client in the process, also those inside libraries, made before or after this call.
@@ -180,9 +180,7 @@ class Meter:
 
         `from_` is for decorators: it is called with the function's arguments and returns the customer.
         """
-        return CustomerScope(
-            clean_name(id), clean_dimensions(dimensions), from_=from_, on_error=self._recorder.problem
-        )
+        return CustomerScope(clean_name(id), clean_dimensions(dimensions), from_=from_, on_error=self._recorder.problem)
 
     def record(
         self,
@@ -248,7 +246,9 @@ class Meter:
             )
         return found.ledger  # type: ignore[no-any-return]
 
-    def events(self, *, customer: str | None | object = ..., limit: int | None = None, **filters: Any) -> list[MeterEvent]:
+    def events(
+        self, *, customer: str | None | object = ..., limit: int | None = None, **filters: Any
+    ) -> list[MeterEvent]:
         """The events in the ledger, oldest first, this process's own included; filters as `Ledger.events`."""
         ledger = self.ledger
         self._catch_up()

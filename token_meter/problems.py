@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Final
 from token_meter.errors import TokenMeterError
 from token_meter.event import format_time
 from token_meter.folder import JournalFolder
+from token_meter.patience import PatientLock
 from token_meter.segments import read_lines
 
 KINDS_MAX: Final = 200
@@ -33,7 +33,7 @@ class Problems:
     def __init__(self, path: Path) -> None:
         self.counts: dict[str, int] = {}
         self._path = path
-        self._lock = threading.RLock()
+        self._lock = PatientLock()
         self._process = os.urandom(4).hex()
 
     def record(self, what: str, error: BaseException | str) -> None:
@@ -58,7 +58,7 @@ class Problems:
 
     def after_fork(self) -> None:
         """A child counts its own."""
-        self._lock = threading.RLock()
+        self._lock = PatientLock()
         self._process = os.urandom(4).hex()
         self.counts = {}
 

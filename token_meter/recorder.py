@@ -150,9 +150,10 @@ class CallRecorder:
             if customer is None or reading.anomalies or reading.status != "complete":
                 self._notable(reading.status, customer, reading.anomalies)
             id = call.id if place == 0 else self.clock.mint()
+            corrects = _derived_id(call, reading, reading.resolves) if reading.resolves else None
             if reading.object_id is not None:
-                id = _derived_id(call, reading)
-            written.append(lines.event(call, reading, id=id, at=at, duration_ms=duration))
+                id = _derived_id(call, reading, reading.object_id)
+            written.append(lines.event(call, reading, id=id, at=at, duration_ms=duration, corrects=corrects))
         self.counts["events"] += len(written)
         return written[0] if len(written) == 1 else b"".join(written)
 
@@ -189,11 +190,11 @@ def _total(readings: list[Reading]) -> Usage:
     return total
 
 
-def _derived_id(call: Call, reading: Reading) -> str:
+def _derived_id(call: Call, reading: Reading, object_id: str) -> str:
     """The id of an object that is read more than once: the same wherever and whenever it is read (D5)."""
     import hashlib
 
-    key = "\n".join((call.provider, call.host, reading.object_id or "", reading.model or ""))
+    key = "\n".join((call.provider, call.host, object_id, reading.model or ""))
     text = hashlib.sha256(key.encode()).hexdigest()
     # A UUIDv8 (RFC 9562): 122 bits of the digest.
     return f"{text[:8]}-{text[8:12]}-8{text[13:16]}-{'89ab'[int(text[16], 16) % 4]}{text[17:20]}-{text[20:32]}"

@@ -43,6 +43,8 @@ def add(folder: JournalFolder, name: str, *, replay: bool) -> None:
 
 def _register(folder: JournalFolder, names: Sequence[str], *, replay: bool) -> None:
     known = folder.registered()
+    if known is None and not names:
+        return
     new = [name for name in names if name not in (known or ())]
     if known is not None and not new and folder.document.exists():
         return

@@ -10,7 +10,6 @@ No thread keeps the `Reporter` itself alive, so that a forgotten one can be noti
 from __future__ import annotations
 
 import sys
-import threading
 import time
 import warnings
 import weakref
@@ -25,6 +24,7 @@ from token_meter.delivery import Delivery, OnError
 from token_meter.journal import Journal
 from token_meter.keeper import Keeper, Loop
 from token_meter.locks import tell_after_fork
+from token_meter.patience import PatientLock
 from token_meter.registry import adopt
 from token_meter.segments import SegmentIndex
 from token_meter.sinks.base import Sink, sink_name
@@ -83,7 +83,7 @@ class Reporter:
             journal_bytes_max=journal.journal_bytes_max,
         )
         self._threads: list[Loop] = []
-        self._starting = threading.RLock()
+        self._starting = PatientLock()
         self._busy_starting = False
         self._closed = False
         start = weakref.WeakMethod(self.start)
@@ -116,7 +116,7 @@ class Reporter:
         turns: list[tuple[str, Callable[[], None], Callable[[], None]]] = [
             ("journal", _keeping(self._journal, self._keeper), _nothing)
         ]
-        turns += [(each.name, each.run, each.release) for each in self._deliveries]
+        turns += [(each.name, each.run, each.leave) for each in self._deliveries]
         for place, (name, turn, leave) in enumerate(turns):
             if place < len(self._threads) and self._threads[place].is_alive():
                 continue
@@ -136,7 +136,7 @@ class Reporter:
     def after_fork(self) -> None:
         """The child has none of the threads; they start again when it writes or flushes."""
         self._threads = []
-        self._starting = threading.RLock()
+        self._starting = PatientLock()
         self._busy_starting = False
         self._index.after_fork()
         self._keeper.after_fork()
@@ -216,11 +216,12 @@ class Reporter:
     def __del__(self) -> None:
         threads: list[Loop] = getattr(self, "_threads", [])
         if threads and not self._closed:
-            warnings.warn("a token_meter reporter was never closed", ResourceWarning, stacklevel=2)
             for delivery in self._deliveries:
                 delivery.stop()
+                delivery.release()
             for loop in threads:
                 loop.stop()
+            warnings.warn("a token_meter reporter was never closed", ResourceWarning, stacklevel=2)
 
     # ---- inside ----
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from token_meter.errors import InvalidEvent, NewerSchema
 from token_meter.event import SCHEMA, MeterEvent
+from token_meter.patience import PatientLock
 
 LINE_BYTES_MAX: Final = 1 << 20
 """A longer line is not ours: it is skipped, with a note in the quarantine."""
@@ -27,7 +27,9 @@ EVENT_PREFIX: Final = b'{"kind":"event"'
 SEALED_LINE: Final = b'{"kind":"sealed"}\n'
 KINDS: Final = frozenset(("segment", "opened", "event", "void", "carried", "sealed"))
 _NAME: Final = re.compile(r"(?P<moment>\d+)-(?P<pid>\d+)-(?P<writer>[0-9a-f]+)(?:-(?P<number>\d+))?\.jsonl")
-_LISTING_TRUSTED_AFTER_NS: Final = 100_000_000
+_LISTING_TRUSTED_AFTER_NS: Final = 2_100_000_000
+"""The coarsest clock of a file system in use; a name added within it may leave the folder's time unchanged."""
+
 _LISTING_TRUSTED_SECONDS: Final = 5.0
 
 
@@ -142,7 +144,7 @@ class SegmentIndex:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = threading.RLock()
+        self._lock = PatientLock()
         self._names: tuple[str, ...] = ()
         self._seen: tuple[int, int] | None = None
         self._listed_at = float("-inf")
@@ -158,7 +160,6 @@ class SegmentIndex:
         with self._lock:
             if changed == self._seen and time.monotonic() - self._listed_at < _LISTING_TRUSTED_SECONDS:
                 return self._names
-            # A name added in the same clock tick as the listing would leave the same mtime behind.
             settled = time.time_ns() - there.st_mtime_ns > _LISTING_TRUSTED_AFTER_NS
             self._seen = changed if settled else None
             self._listed_at = time.monotonic()
@@ -185,4 +186,4 @@ class SegmentIndex:
 
     def after_fork(self) -> None:
         """Another thread of the parent may have held the lock."""
-        self._lock = threading.RLock()
+        self._lock = PatientLock()

@@ -9,7 +9,6 @@ closed, and its number never given to another file, while some thread may still 
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from errno import EBADF
 from typing import Final
 
 from token_meter.folder import JournalFolder, sync_folder
+from token_meter.patience import PatientLock
 from token_meter.segment_file import SegmentFile, create_segment, datasync, restore_segment, segment_name
 
 BEGUN: Final = "begun"
@@ -50,7 +50,7 @@ class LineWriter:
         self._number = 0
         self._previous = ""
         self._retired: list[SegmentFile] = []
-        self._sync_lock = threading.RLock()
+        self._sync_lock = PatientLock()
         self._syncing = False
         self._synced = 0
         self._folder_dirty = False

@@ -8,7 +8,7 @@ Exit codes:
 | code | meaning |
 |---|---|
 | 0 | it worked; also when nothing matched |
-| 1 | something needs a human (`doctor`, `deliver`, `demo`), or the command failed: the line on standard error says why |
+| 1 | something needs a human (`doctor`, `deliver run`, `demo`), or it failed: a line on standard error says why |
 | 2 | wrong usage: an unknown option, time, column or dimension |
 | 3 | there is no ledger or journal where the command looked; nothing was created |
 | 130, 141 | interrupted with Ctrl-C; the program that read the output went away |

@@ -5,32 +5,50 @@ Nothing happens while a running program delivers: it does the same within a frac
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from token_meter.cli.output import note
 from token_meter.cli.place import Place
 from token_meter.cli.text import counted
+from token_meter.errors import JournalError
 from token_meter.folder import JournalFolder
+
+if TYPE_CHECKING:
+    from token_meter.deliver import Delivered
 
 LEDGER_SINK: Final = "ledger"
 """The name under which a journal knows the ledger beside it."""
 
 
-def catch_up(place: Place) -> int:
-    """Deliver the journal to the ledger unless someone else does; how many events that were. Says so if any."""
+def catch_up(place: Place, *, quiet: bool = False) -> int:
+    """Deliver the journal to the ledger unless someone else does; how many events that were.
+
+    Says so, and says too when it was not possible: the ledger then shows less than was used.
+    """
     if not feeds_the_ledger(place):
         return 0
-    from token_meter.reporter import deliver_once
+    from token_meter.deliver import deliver_once
     from token_meter.sinks import LedgerSink
 
     sink = LedgerSink(place.ledger)
     try:
-        delivered = deliver_once(place.journal, sink)
+        result = deliver_once(place.journal, sink)
+    except (JournalError, OSError) as error:
+        if not quiet:
+            note(f"could not look into the journal first: {error}")
+        return 0
     finally:
         sink.close()
-    if delivered:
-        note(f"delivered {counted(delivered, 'event')} from the journal first")
-    return delivered
+    if not quiet:
+        _tell(result)
+    return result.sent
+
+
+def _tell(result: Delivered) -> None:
+    if result.sent:
+        note(f"delivered {counted(result.sent, 'event')} from the journal first")
+    if not result.complete and result.holder is None:
+        note(f"some events still wait in the journal: {result.error or 'see `token-meter deliver status`'}")
 
 
 def feeds_the_ledger(place: Place) -> bool:

@@ -1,4 +1,4 @@
-"""How a command ends: the exit codes, and one clear line instead of a traceback for what can be expected to go wrong."""
+"""How a command ends: the exit codes, and one clear line instead of a traceback for what may be expected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from typer.core import TyperGroup
 
-from token_meter.cli.text import printable, without_passwords
+from token_meter.cli.text import first_line, printable, without_passwords
 from token_meter.errors import NoLedger, TokenMeterError
 
 FINE: Final = 0
@@ -33,26 +33,46 @@ class Failure(TokenMeterError):
         self.code = code
 
 
+class ReaderGone(Exception):
+    """The program that read our output went away: there is nobody left to tell anything."""
+
+
 class Commands(TyperGroup):
     """The group behind every command: turns errors into one line on standard error and an exit code."""
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run; leaves the process unless `standalone_mode` is off."""
+        extra |= {"prog_name": prog_name, "complete_var": complete_var, "windows_expand_args": windows_expand_args}
         if not standalone_mode:
-            return super().main(args, *rest, standalone_mode=False, **extra)
+            return super().main(args, standalone_mode=False, **extra)
         for stream in (sys.stdout, sys.stderr):
             # A terminal that cannot show a sign gets an escape in its place, not a traceback.
             if reconfigure := getattr(stream, "reconfigure", None):
                 reconfigure(errors="backslashreplace")
-        sys.exit(self._ended(args, *rest, **extra))
+        sys.exit(self._ended(args, **extra))
 
-    def _ended(self, args: Sequence[str] | None, *rest: Any, **extra: Any) -> int:
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; Typer would end a process whose reader went away as a failed one."""
         try:
-            code = super().main(args, *rest, standalone_mode=False, **extra)
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+    def _ended(self, args: Sequence[str] | None, **extra: Any) -> int:
+        try:
+            code = super().main(args, standalone_mode=False, **extra)
             sys.stdout.flush()
         except KeyboardInterrupt:
             return INTERRUPTED
-        except BrokenPipeError:
+        except (BrokenPipeError, ReaderGone):
             _forget_output()
             return READER_GONE
         except Exception as error:
@@ -81,7 +101,7 @@ def _told(error: Exception) -> tuple[str, int] | None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", TROUBLE
     if type(error).__module__.startswith("sqlalchemy"):
-        return f"the ledger cannot be read: {_first_line(error)}", TROUBLE
+        return f"the ledger cannot be read: {first_line(error)}", TROUBLE
     return None
 
 
@@ -89,11 +109,6 @@ def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     hint = f" See `{context.command_path} --help`." if context else ""
     return " ".join(str(error.format_message()).split()) + hint
-
-
-def _first_line(error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error
-    return next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
 
 
 def _forget_output() -> None:

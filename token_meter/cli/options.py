@@ -10,7 +10,10 @@ import typer
 LedgerOption = Annotated[
     str | None,
     typer.Option(
-        "--ledger", "-l", metavar="PATH|URL", help="The ledger: a file or a URL. Default: $TOKEN_METER_LEDGER, else usage.db."
+        "--ledger",
+        "-l",
+        metavar="PATH|URL",
+        help="The ledger: a file or a URL. Default: $TOKEN_METER_LEDGER, else usage.db.",
     ),
 ]
 JournalOption = Annotated[

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from token_meter.cli.exits import NOTHING_THERE, Failure
-from token_meter.cli.text import without_passwords
+from token_meter.cli.exits import NOTHING_THERE, WRONG_USAGE, Failure
+from token_meter.cli.text import first_line, without_passwords
 
 if TYPE_CHECKING:
     from token_meter.ledger import Ledger
@@ -20,6 +21,10 @@ JOURNAL_VARIABLE: Final = "TOKEN_METER_JOURNAL"
 LEDGER_DEFAULT: Final = "usage.db"
 JOURNAL_WITHOUT_FILE: Final = "token_meter.journal"
 _SQLITE: Final = "sqlite"
+ADVICE: Final = {
+    "not a database": "Name the ledger's file with --ledger.",
+    "locked": "Another program keeps it locked: try again when that is done.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,14 @@ class Place:
     def shown(self) -> str:
         """The ledger as it may be shown."""
         return without_passwords(self.ledger)
+
+    @property
+    def again(self) -> str:
+        """What a command needs to be told to look at the same place: nothing where it would look by itself."""
+        here = find()
+        parts = ["--ledger", self.ledger] if self.ledger != here.ledger else []
+        parts += ["--journal", str(self.journal)] if self.journal != find(self.ledger).journal else []
+        return "".join(f" {shlex.quote(without_passwords(part))}" for part in parts)
 
     @property
     def missing(self) -> bool:
@@ -53,10 +66,10 @@ def _file(ledger: str) -> Path | None:
     """The file of a SQLite ledger; None for one behind a server."""
     scheme, separator, rest = ledger.partition("://")
     if not separator:
-        return Path(ledger)
+        return Path(ledger).expanduser()
     if scheme.partition("+")[0] != _SQLITE:
         return None
-    return Path(rest.removeprefix("/").partition("?")[0])
+    return Path(rest.removeprefix("/").partition("?")[0]).expanduser()
 
 
 def no_ledger(place: Place) -> Failure:
@@ -71,7 +84,7 @@ def no_ledger(place: Place) -> Failure:
 @contextmanager
 def reading(place: Place) -> Iterator[Ledger]:
     """The ledger, opened to read; never made by reading. Raises Failure when there is none."""
-    if place.missing:
+    if place.missing or not holds_ledger(place):
         raise no_ledger(place)
     from token_meter.ledger import Ledger
 
@@ -80,3 +93,37 @@ def reading(place: Place) -> Iterator[Ledger]:
         yield ledger
     finally:
         ledger.close()
+
+
+def holds_ledger(place: Place) -> bool:
+    """Whether the database has a ledger's tables: opening one makes them, and a reader must not.
+
+    Raises Failure when it cannot be opened, NewerSchema when it is of a newer version.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from token_meter.ledger.migrate import stored_revision
+    from token_meter.ledger.opening import make_store, parse
+
+    try:
+        store = make_store(parse(place.ledger))
+    except ValueError as error:
+        raise Failure(str(error), code=WRONG_USAGE) from None
+    try:
+        with store.reading() as connection:
+            return stored_revision(store, connection) is not None
+    except SQLAlchemyError as error:
+        raise Failure(_why_not(place, first_line(error))) from None
+    finally:
+        store.engine.dispose()
+
+
+def _why_not(place: Place, reason: str) -> str:
+    """What to do about a ledger that does not open."""
+    advice = "Is the server there, and may this user use the database?"
+    if place.file is not None:
+        advice = "Is it the right file, and may you read it and write beside it?"
+    for sign, known in ADVICE.items():
+        if sign in reason:
+            advice = known
+    return f"cannot open the ledger {place.shown}: {reason}. {advice}"

@@ -44,7 +44,7 @@ def without_passwords(text: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """" Did you mean 'x'?", or nothing when no known name is like it."""
+    """ " Did you mean 'x'?", or nothing when no known name is like it."""
     close = get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -60,3 +60,9 @@ def age(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
+
+
+def first_line(error: BaseException) -> str:
+    """What a database's driver said, without the statement around it."""
+    cause = getattr(error, "orig", None) or error
+    return next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)

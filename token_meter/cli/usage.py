@@ -9,11 +9,13 @@ import typer
 
 from token_meter.cli import options
 from token_meter.cli.catch_up import catch_up
-from token_meter.cli.exits import EPILOG, WRONG_USAGE, Failure
+from token_meter.cli.exits import WRONG_USAGE, Failure
 from token_meter.cli.filters import read_filters
-from token_meter.cli.output import Column, Row, Shape, Table, chosen_shape, note, show, write_json
+from token_meter.cli.output import Shape, chosen_shape, note, show, write_json
 from token_meter.cli.place import Place, find, reading
+from token_meter.cli.tables import Column, Row, Table
 from token_meter.cli.text import counted, did_you_mean
+from token_meter.ledger import ANY
 from token_meter.usage import HEADLINES, TOKEN_TYPES, Usage
 
 if TYPE_CHECKING:
@@ -21,12 +23,14 @@ if TYPE_CHECKING:
 
 KEYS: Final = (
     "customer", "model", "provider", "publisher", "operation", "status", "meter", "host", "mode", "token_type",
-    "headline",
+    "headline", "correction", "price_context",
 )  # fmt: skip
 """What usage can be split by, besides dimensions."""
 
+EVERY_METER: Final = "all"
 SPLITS_QUANTITIES: Final = ("token_type", "headline")
-BUCKETS: Final = ("hour", "day", "month")
+BUCKETS: Final[Mapping[str, int | None]] = {"hour": None, "day": 10, "month": 7}
+"""What usage can be cut into, and how much of a bucket's ISO text tells it."""
 SHOWN_WHEN_USED: Final = ("cached output", "other")
 UNITS: Final[Mapping[str, str]] = {name: row.unit for name, row in TOKEN_TYPES.items()}
 
@@ -52,7 +56,10 @@ def usage(
     provider: options.ProviderOption = None,
     operation: options.OperationOption = None,
     status: options.StatusOption = None,
-    meter: options.MeterOption = None,
+    meter: Annotated[
+        str | None,
+        typer.Option("--meter", metavar="NAME", help="Only this meter (default: llm_tokens), or all."),
+    ] = None,
     dimension: options.DimensionOption = None,
     json: options.JsonOption = False,
     csv: options.CsvOption = False,
@@ -70,6 +77,8 @@ def usage(
         customer=customer, unattributed=unattributed, status=status, dimension=dimension, since=since, until=until,
         time_zone=time_zone, model=model, provider=provider, operation=operation, meter=meter,
     )  # fmt: skip
+    if meter == EVERY_METER or (meter is None and "meter" in keys):
+        filters["meter"] = ANY
     place = find(ledger, journal)
     delivered = catch_up(place)
     with reading(place) as opened:
@@ -84,9 +93,9 @@ def usage(
 def _say_more(report: Report, place: Place, *, narrowed: bool) -> None:
     if not report.rows:
         note(
-            "nothing matched; leave filters out, or see `token-meter customers list`"
+            f"nothing matched; leave filters out, or see `token-meter customers list{place.again}`"
             if narrowed
-            else f"{place.shown} has no events yet; if you expected some, run `token-meter doctor`"
+            else f"no calls in {place.shown} yet; if you expected some: `token-meter doctor{place.again}`"
         )
     for line in report.footnotes():
         note(line)
@@ -97,8 +106,6 @@ def read_keys(by: str) -> tuple[str, ...]:
     keys = tuple(dict.fromkeys(name.strip() for name in by.split(",") if name.strip()))
     if not keys:
         raise Failure(f"--by wants one or more of {', '.join(KEYS)}, or a dimension", code=WRONG_USAGE)
-    if all(name in keys for name in SPLITS_QUANTITIES):
-        raise Failure("--by token_type and --by headline exclude each other", code=WRONG_USAGE)
     return keys
 
 
@@ -113,7 +120,7 @@ class Report:
         self.rows = rows
         self.by_status = by_status
         self.events = sum(by_status.values())
-        self.split = next((name for name in keys if name in SPLITS_QUANTITIES), None)
+        self.split = next((name for name in SPLITS_QUANTITIES if name in keys), None)
         self.total = sum((row.usage for row in rows), Usage())
 
     @classmethod
@@ -122,7 +129,10 @@ class Report:
     ) -> Report:
         """Ask the ledger. Wrong usage for a key that is neither known nor a dimension of any event."""
         query: Any = ledger.usage  # the keywords are checked: they are the ledger's own filters
-        rows = query(by=keys, bucket=bucket, time_zone=time_zone, **filters)
+        try:
+            rows = query(by=keys, bucket=bucket, time_zone=time_zone, **filters)
+        except ValueError as error:
+            raise Failure(str(error), code=WRONG_USAGE) from None
         _check_dimensions(ledger, keys, rows)
         statuses = query(by=("status",), **filters)
         return cls(keys, bucket, rows, {str(row.group["status"]): row.events for row in statuses})
@@ -143,7 +153,7 @@ class Report:
         return {
             "by": list(self.keys),
             "bucket": self.bucket,
-            "rows": [_document(row) for row in self.rows],
+            "rows": [self._document(row) for row in self.rows],
             "total": {
                 "events": self.events,
                 "tokens": self.total.tokens,
@@ -156,16 +166,16 @@ class Report:
     def footnotes(self) -> list[str]:
         """What is estimated, partial or unknown in these numbers."""
         meanings = {
-            "estimated": "estimated, because the provider told no counts",
-            "partial": "ended early and hold the provider's counts up to there",
-            "unmetered": "without known usage: the provider may have billed them and no answer was seen",
+            "estimated": "the provider told no counts, so they are estimated",
+            "partial": "ended early, with the provider's counts up to there",
+            "unmetered": "no answer was seen; the provider may have charged, and nothing is counted",
         }
+        counts = {status: self.by_status.get(status, 0) for status in meanings}
         return [
-            f"{counted(self.by_status[status], 'call')} of {self.events:,} "
-            f"({100 * self.by_status[status] / self.events:.1f} %) {'is' if self.by_status[status] == 1 else 'are'} "
-            f"{status}: {meaning}"
-            for status, meaning in meanings.items()
-            if self.by_status.get(status)
+            f"{status}: {counted(number, 'call')} of {self.events:,} ({100 * number / self.events:.1f} %): "
+            f"{meanings[status]}"
+            for status, number in counts.items()
+            if number
         ]
 
     def _headline_columns(self) -> list[Column]:
@@ -175,28 +185,31 @@ class Report:
 
     def _split_columns(self) -> list[Column]:
         unit = [Column("unit", quiet=True)] if self.split == "token_type" else []
-        return [Column("calls", number=True), Column("quantity", number=True), *unit]
+        return [Column("quantity", number=True), *unit]
 
     def _row(self, row: UsageRow) -> Row:
-        shown: dict[str, Any] = {**row.group, "calls": row.events}
+        shown: dict[str, Any] = {**row.group}
+        if self.bucket:
+            shown["bucket"] = str(row.group["bucket"])[: BUCKETS[self.bucket]].replace("T", " ")
         if self.split:
             kind = str(row.group[self.split])
             return shown | {"quantity": sum(row.usage.values()), "unit": UNITS.get(kind, "")}
-        return shown | {**_headlines(row.usage), "tokens": row.usage.tokens}
+        return shown | {"calls": row.events, **_headlines(row.usage), "tokens": row.usage.tokens}
+
+    def _document(self, row: UsageRow) -> dict[str, Any]:
+        # Rows that split a group's quantities do not split its events: a number would be that of the whole group.
+        events = {} if self.split else {"events": row.events}
+        return {
+            **row.group,
+            **events,
+            "tokens": row.usage.tokens,
+            "usage": dict(row.usage),
+            "headlines": row.usage.by_headline(),
+        }
 
 
 def _headlines(usage: Usage) -> dict[str, int]:
     return dict.fromkeys(HEADLINES, 0) | usage.by_headline()
-
-
-def _document(row: UsageRow) -> dict[str, Any]:
-    return {
-        **row.group,
-        "events": row.events,
-        "tokens": row.usage.tokens,
-        "usage": dict(row.usage),
-        "headlines": row.usage.by_headline(),
-    }
 
 
 def _check_dimensions(ledger: Ledger, keys: Sequence[str], rows: Sequence[UsageRow]) -> None:
@@ -213,6 +226,3 @@ def _check_dimensions(ledger: Ledger, keys: Sequence[str], rows: Sequence[UsageR
             f"that events carry.{did_you_mean(unknown[0], known)}",
             code=WRONG_USAGE,
         )
-
-
-usage.epilog = EPILOG  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from sqlalchemy import (
     URL,
     ColumnElement,
     Connection,
+    Select,
     Table,
     TableValuedAlias,
     cast,
@@ -46,7 +47,12 @@ class PostgresqlStore(Store):
 
     def __init__(self, url: URL) -> None:
         self.place = url.render_as_string(hide_password=True)
-        arguments: dict[str, Any] = {"application_name": "token_meter", "connect_timeout": CONNECT_SECONDS}
+        # The server converts, so that text it cannot hold is refused by it, for exactly that event.
+        arguments: dict[str, Any] = {
+            "application_name": "token_meter",
+            "connect_timeout": CONNECT_SECONDS,
+            "client_encoding": "utf8",
+        }
         given = {name: value for name, value in arguments.items() if name not in url.query}
         try:
             self.engine = create_engine(
@@ -77,23 +83,44 @@ class PostgresqlStore(Store):
     def insert_events(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> set[str]:
         if not rows:
             return set()
-        columns = tuple(list(each) for each in zip(*rows, strict=True))
+        columns = tuple(_array(each) for each in zip(*rows, strict=True))
         return set(connection.exec_driver_sql(_INSERT_EVENTS, columns).scalars())
 
     def add_quantities(self, connection: Connection, table: Table, rows: Iterable[QuantityRow]) -> None:
-        columns = tuple(list(each) for each in zip(*rows, strict=True))
+        columns = list(zip(*rows, strict=True))
         if not columns:
             return
+        # Numbers and names of token types: none needs quotes.
+        arrays = tuple("{" + ",".join(map(str, each)) + "}" for each in columns)
         connection.exec_driver_sql(
             f"INSERT INTO {table.name} AS kept (period, series, quantity, high, low) "
             "SELECT * FROM unnest(%s::int[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[]) "
             "ON CONFLICT (period, series, quantity) "
             "DO UPDATE SET high = kept.high + excluded.high, low = kept.low + excluded.low",
-            columns,
+            arrays,
         )
+
+    def among(self, number: ColumnElement[Any], numbers: Select[Any]) -> ColumnElement[bool]:
+        # With IN the planner joins, and so reads a whole table for a few rows of it.
+        return number == func.any(func.array(numbers.scalar_subquery()))
 
     def unfold(self, usage: ColumnElement[Any]) -> TableValuedAlias:
         return func.json_each_text(cast(usage, JSON)).table_valued(column("key"), column("value"), name="unfolded")
 
     def member(self, document: ColumnElement[Any], name: str) -> ColumnElement[Any]:
-        return cast(document, JSON)[name].as_string()
+        found: ColumnElement[Any] = cast(document, JSON)[name].as_string()
+        return found
+
+
+def _array(values: Iterable[object]) -> str:
+    """An array in PostgreSQL's text form, which it is several times cheaper to write than to let the driver."""
+    return "{" + ",".join([_element(value) for value in values]) + "}"
+
+
+def _element(value: object) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, int):
+        return str(value)
+    text = "\\x" + value.hex() if isinstance(value, bytes) else str(value)
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

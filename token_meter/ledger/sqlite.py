@@ -6,10 +6,22 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import URL, ColumnElement, Connection, Table, TableValuedAlias, create_engine, event, func, select
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    TableValuedAlias,
+    create_engine,
+    event,
+    func,
+    select,
+)
 from sqlalchemy.dialects.sqlite import insert
 
 from token_meter.ledger.rows import COLUMNS
@@ -17,15 +29,13 @@ from token_meter.ledger.store import LedgerError, QuantityRow, Store
 from token_meter.ledger.tables import events
 
 BUSY_SECONDS: Final = 10.0
-"""How long a writer waits for another one before it gives up (and the reporter tries again later)."""
+"""How long a writer waits for another one, unless the URL says `?timeout=`; then the reporter tries again later."""
 
 CHECKPOINT_PAGES: Final = 4_000
 """The write-ahead log is folded into the file every so many pages (of 4 KiB)."""
 
 _IDS_MAX: Final = 500
-_INSERT_EVENT: Final = (
-    f"INSERT INTO {events.name} ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
-)
+_INSERT_EVENT: Final = f"INSERT INTO {events.name} ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 
 
 class SqliteStore(Store):
@@ -37,13 +47,14 @@ class SqliteStore(Store):
 
     insert: ClassVar[Any] = insert
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
         self.path = path
         self.place = str(path)
+        self._busy_seconds = busy_seconds
         self.engine = create_engine(
             URL.create("sqlite", database=str(path)),
             hide_parameters=True,
-            connect_args={"timeout": BUSY_SECONDS},
+            connect_args={"timeout": busy_seconds},
             max_overflow=-1,
         )
         event.listen(self.engine, "connect", _prepare_connection)
@@ -59,13 +70,19 @@ class SqliteStore(Store):
             raise LedgerError(f"cannot open the ledger {self.place}: it is a folder. Name a file in it.")
         if not self.path.parent.is_dir():
             raise LedgerError(f"cannot open the ledger {self.place}: the folder {self.path.parent} does not exist.")
-        # SQLite gives its side files (-wal, -shm) the permissions of this one.
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        raw = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_SECONDS)
+        # SQLite gives its side files (-wal, -shm) the permissions of this one. A file that exists is not opened:
+        # to close it would give up the locks that SQLite may hold on it in this process.
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        raw = sqlite3.connect(self.path, isolation_level=None, timeout=self._busy_seconds)
         try:
-            _switch_to_wal(raw)
+            _switch_to_wal(raw, self._busy_seconds)
         finally:
             raw.close()
+
+    def before_fork(self) -> None:
+        """Close every connection: SQLite's are not fit to be inherited."""
+        self.engine.dispose()
 
     def lock(self, connection: Connection, *, shared: bool) -> None:
         """BEGIN IMMEDIATE has taken it: there is only one writer."""
@@ -96,6 +113,9 @@ class SqliteStore(Store):
             given,
         )
 
+    def among(self, number: ColumnElement[Any], numbers: Select[Any]) -> ColumnElement[bool]:
+        return number.in_(numbers)
+
     def unfold(self, usage: ColumnElement[Any]) -> TableValuedAlias:
         return func.json_each(usage).table_valued("key", "value", name="unfolded")
 
@@ -116,9 +136,9 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql(connection.get_execution_options().get("token_meter_begin", "BEGIN"))
 
 
-def _switch_to_wal(raw: sqlite3.Connection) -> None:
+def _switch_to_wal(raw: sqlite3.Connection, busy_seconds: float) -> None:
     # Several processes may switch at once, and SQLite does not always wait for the lock that this takes.
-    deadline = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + busy_seconds
     while True:
         try:
             if raw.execute("PRAGMA journal_mode = WAL").fetchone()[0] == "wal":

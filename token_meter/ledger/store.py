@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table, TableValuedAlias
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, TableValuedAlias
 
 from token_meter.errors import TokenMeterError
 
@@ -61,6 +61,10 @@ class Store(ABC):
     def create(self) -> None:
         """Make the database ready to be opened for the first time, as far as that is ours to do."""
 
+    def before_fork(self) -> None:
+        """The process is about to fork, and no transaction is under way."""
+        return
+
     @abstractmethod
     def lock(self, connection: Connection, *, shared: bool) -> None:
         """Take the lock of this ledger until the transaction ends: writers share it, a migration does not."""
@@ -75,6 +79,10 @@ class Store(ABC):
     @abstractmethod
     def add_quantities(self, connection: Connection, table: Table, rows: Iterable[QuantityRow]) -> None:
         """Add to the rollup rows, making those that are missing. The rows are sorted by their key."""
+
+    @abstractmethod
+    def among(self, number: ColumnElement[Any], numbers: Select[Any]) -> ColumnElement[bool]:
+        """The number is one of those that a query gives, and the engine is to look them up one by one."""
 
     @abstractmethod
     def unfold(self, usage: ColumnElement[Any]) -> TableValuedAlias:

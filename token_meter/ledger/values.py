@@ -7,9 +7,9 @@ import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import date, datetime
 from enum import Enum
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias, TypedDict
 
 from token_meter.event import MeterEvent
 from token_meter.usage import TOKEN_TYPES, Usage
@@ -31,6 +31,10 @@ Wanted: TypeAlias = str | Literal[Anything.ANY] | None
 """One value to look for, None for "has none", ANY for all."""
 
 
+When: TypeAlias = datetime | date | str | None
+"""A moment, or None for an open end."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
     """Which events are meant; every field must match."""
@@ -50,6 +54,37 @@ class Filters:
         """The filters on columns that narrow anything."""
         given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "dimensions"}
         return {name: value for name, value in given.items() if value is not ANY}
+
+
+class EventFilters(TypedDict, total=False):
+    """What events can be narrowed by; all that is given must match.
+
+    Each of the first nine is one value, None for "has none", or ANY. `dimensions` maps names to values in the
+    same way. `since` <= time < `until`: a datetime, a date (its start) or ISO text; what has no offset of its own
+    is local to `time_zone`, "UTC" unless given.
+    """
+
+    customer: Wanted
+    provider: Wanted
+    publisher: Wanted
+    model: Wanted
+    operation: Wanted
+    status: Wanted
+    meter: Wanted
+    mode: Wanted
+    host: Wanted
+    dimensions: Mapping[str, str | None]
+    since: When
+    until: When
+    time_zone: str
+
+
+class Search(NamedTuple):
+    """`EventFilters` understood: the filters, and the time as microseconds since 1970."""
+
+    filters: Filters
+    since: int | None
+    until: int | None
 
 
 class Recorded(NamedTuple):

@@ -35,7 +35,9 @@ def sdk_of(client: object) -> Sdk | None:
     """The row of the SDK that `client` comes from (its own class or a base class), or None."""
     for cls in type(client).__mro__:
         for sdk in SDKS:
-            if (cls.__module__ == sdk.root or cls.__module__.startswith(sdk.root + ".")) and sdk.load().supports(client):
+            if (cls.__module__ == sdk.root or cls.__module__.startswith(sdk.root + ".")) and sdk.load().supports(
+                client
+            ):
                 return sdk
     return None
 

@@ -7,9 +7,9 @@ leaves out (compaction, advisor, declined hops). Formulas: design D1.
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from token_meter.providers.base import Body, Endpoint, Reading, fit, mapping, text, whole
+from token_meter.providers.base import Body, Endpoint, Fold, Reading, fit, mapping, text, whole
 from token_meter.providers.sse import events
 from token_meter.usage import Usage
 
@@ -34,9 +34,7 @@ def message_usage(usage: Body, anomalies: list[str]) -> Usage:
     by_ttl = mapping(usage.get("cache_creation"))
     written_1h = whole(by_ttl.get("ephemeral_1h_input_tokens"), anomalies, "ephemeral_1h_input_tokens")
     output = whole(usage.get("output_tokens"), anomalies, "output_tokens")
-    thinking = whole(
-        mapping(usage.get("output_tokens_details")).get("thinking_tokens"), anomalies, "thinking_tokens"
-    )
+    thinking = whole(mapping(usage.get("output_tokens_details")).get("thinking_tokens"), anomalies, "thinking_tokens")
     searches = mapping(usage.get("server_tool_use")).get("web_search_requests")
     quantities = {
         "input": whole(usage.get("input_tokens"), anomalies, "input_tokens"),
@@ -79,22 +77,18 @@ def _iterations(usage: Body, top: Reading) -> list[Reading]:
     return extra
 
 
-class MessageFold:
+class MessageFold(Fold):
     """`message_start` carries ids and input counts, `message_delta` cumulative totals: replaced, never added."""
 
-    __slots__ = ("document", "terminal", "text_bytes")
+    __slots__ = ()
+    marks: ClassVar = (b"message_", b"message_")
 
-    def __init__(self) -> None:
-        self.document: Body = {}
-        self.terminal = False
-        self.text_bytes = 0
-
-    def block(self, data: bytes) -> None:
+    def block(self, data: bytes, weight: int) -> None:
         if data.rfind(b"message_") >= 0:  # faster than a forward search on small chunks
             for event in events(data):
                 self.event(event)
         elif not self.document:  # counts are told at the start; only a stream without one needs an estimate
-            self.text_bytes += len(data)
+            self.text_bytes += len(data) * weight
 
     def event(self, event: bytes) -> None:
         try:
@@ -119,7 +113,6 @@ class MessageFold:
             self.document["usage"] = {**old, **{name: value for name, value in new.items() if value is not None}}
         elif new is not None:
             self.document["usage"] = new
-
 
     def _without_usage(self, stop: Body) -> None:
         """Bedrock repeats the counts in its own metrics; they are used only where the events carry none."""

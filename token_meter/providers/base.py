@@ -1,17 +1,17 @@
 """What the provider files and the taps agree on: endpoints, readings, calls, and who records them.
 
-    Endpoint   one metered path of an API: what it is called and how its answers are read
-    Reading    what an answer said about one billed line
-    Fold       what is kept of an open stream: bounded, whatever its length
-    Call       one logical call, from before it is sent until it is recorded
-    Recorder   takes calls and readings further (the Meter); providers know nothing behind it
+Endpoint   one metered path of an API: what it is called and how its answers are read
+Reading    what an answer said about one billed line
+Fold       what is kept of an open stream: bounded, whatever its length
+Call       one logical call, from before it is sent until it is recorded
+Recorder   takes calls and readings further (the Meter); providers know nothing behind it
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from token_meter.context import Attribution
 from token_meter.event import Status
@@ -25,8 +25,9 @@ Body = dict[str, Any]
 class Reading:
     """What an answer said about one billed line.
 
-    `usage` is None when the provider told no counts; `raw_usage` is the provider's own block, filtered when written. `object_id` names an object whose usage may be read again
-    or arrives later: the event id is then derived from it instead of minted (decision D5).
+    `usage` is None when the provider told no counts; `raw_usage` is the provider's own block, filtered when written.
+    `object_id` names an object whose usage may be read again or arrives later: the event id is then derived from it
+    instead of minted (decision D5). `resolves` is the object id of an earlier placeholder whose usage this is.
     """
 
     usage: Usage | None
@@ -36,30 +37,51 @@ class Reading:
     raw_usage: Mapping[str, Any] | None = None
     anomalies: list[str] = field(default_factory=list)
     object_id: str | None = None
+    resolves: str | None = None
     status: Status = "complete"
     estimator: str | None = None
 
 
-class Fold(Protocol):
+class Fold:
     """What is kept of an open stream: the merged fields that count, never the chunks.
 
-    `block` is given one or more whole events. `document` is what the endpoint's `read` takes, `terminal` is true
-    once the provider's own end marker was seen, `text_bytes` counts the visible output for an estimate.
+    `block` is given one or more whole events; `weight` says for how many blocks it stands in the text estimate. A
+    JSON block that contains none of the two `marks` says nothing new and need not be given. `document` is what the
+    endpoint's `read` takes, `terminal` is true once the provider's own end marker was seen, `final` once nothing
+    that counts can follow; `text_bytes` counts the visible output for an estimate.
     """
 
+    __slots__ = ("document", "terminal", "text_bytes")
+    marks: ClassVar[tuple[bytes, bytes]]
     document: Body
     terminal: bool
     text_bytes: int
 
-    def block(self, data: bytes) -> None: ...
+    def __init__(self) -> None:
+        self.document = {}
+        self.terminal = False
+        self.text_bytes = 0
+
+    @property
+    def final(self) -> bool:
+        """Whether the provider has finished and told its counts."""
+        return self.terminal and self.document.get("usage") is not None
+
+    def block(self, data: bytes, weight: int) -> None:
+        """Take notice of whole events."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """The stream ended: read what was only remembered so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One metered path: its operation name and pure functions that read its answers.
 
-    `fields` are the top-level fields wanted, `bulky` the one with the content, which is read around; `estimates` says whether missing counts can be
-    estimated from text. `injects_usage` marks the endpoints that take `stream_options.include_usage`.
+    `fields` are the top-level fields wanted, `bulky` the one with the content, which is read around. `estimates` says
+    whether missing counts can be estimated from text, `injects_usage` marks the endpoints that take
+    `stream_options.include_usage`.
     """
 
     operation: str
@@ -87,8 +109,20 @@ class Call:
     """
 
     __slots__ = (
-        "attribution", "began", "endpoint", "ended", "fresh", "host", "id", "injected", "model_requested",
-        "operation", "provider", "recorder", "sent", "static",
+        "attribution",
+        "began",
+        "ended",
+        "endpoint",
+        "fresh",
+        "host",
+        "id",
+        "injected",
+        "model_requested",
+        "operation",
+        "provider",
+        "recorder",
+        "sent",
+        "static",
     )  # fmt: skip
 
     id: str
@@ -186,7 +220,11 @@ def raw_numbers(value: Any, depth: int = 0) -> Any:
     if kind is int or kind is float or kind is bool or value is None:
         return value
     if kind is str:
-        return value if len(value) <= _RAW_TEXT_MAX and value.replace("-", "").replace("_", "").replace(".", "").isalnum() else None
+        return (
+            value
+            if len(value) <= _RAW_TEXT_MAX and value.replace("-", "").replace("_", "").replace(".", "").isalnum()
+            else None
+        )
     if depth >= _RAW_DEPTH_MAX:
         return None
     if kind is dict:

@@ -61,16 +61,19 @@ def _around(text: str, wanted: tuple[str, ...], bulky: str) -> Body | None:
     if at < 0 or last < at or text[start : start + 1] != "{":
         return None
     try:
-        document = json.loads(text[:at].rstrip(" \t\r\n,") + "}")
+        head = text[:at].strip(" \t\r\n,") + "}"
+        document, whole = _raw_decode(head)
         usage, end = _raw_decode(text, start)
-        rest = text[end:].strip()
-        if rest != "}":
-            document.update(json.loads("{" + rest[1:]) if rest.startswith(",") else None)
+        tail = "{" + text[end:].lstrip(" \t\r\n,").rstrip()
+        rest, also_whole = _raw_decode(tail) if tail != "{}" else ({}, 2)
+        if whole != len(head) or also_whole != len(tail) or not isinstance(usage, dict):
+            return None
+        document.update(rest)
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    middle = text[at:last]
-    if any(name not in document and f'"{name}"' in middle for name in wanted):
-        return None
+    for name in wanted:
+        if name not in document and name != "usage" and text.find(f'"{name}"', at, last) >= 0:
+            return None
     quoted = Quoted(usage)
     quoted.text = text[start:end]
     document["usage"] = quoted

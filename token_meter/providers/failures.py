@@ -25,15 +25,16 @@ def was_refused(error: BaseException) -> str | None:
     return None
 
 
-def may_have_been_billed(error: BaseException) -> bool:
+def may_have_been_billed(error: BaseException, handled: BaseException | None = None) -> bool:
     """Whether the request may have reached the provider although no response was seen.
 
     The vendors wrap their HTTP library's errors, so the chain of causes is read; the innermost known one decides.
+    The chain ends at `handled`, an error that was there before the call.
     """
     verdict = False
     link: BaseException | None = error
     for _ in range(_CHAIN_MAX):
-        if link is None:
+        if link is None or link is handled:
             break
         names = {each.__name__ for each in type(link).__mro__}
         if names & _NOT_SENT:

@@ -27,6 +27,11 @@ class FrameFramer:
         self._held = bytearray()
         self.overflowed = False
 
+    @property
+    def held(self) -> bool:
+        """Whether an unfinished frame is held (frames are binary: every piece is looked into)."""
+        return True
+
     def feed(self, data: bytes) -> bytes:
         """The events of the frames that `data` completes, as server-sent events."""
         if self.overflowed:

@@ -8,6 +8,7 @@ second counts, on the HTTP response, below every helper. Sync and async differ i
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -50,70 +51,76 @@ class Binding:
 def call_sync(vendor: Vendor, binding: Binding, original: Any, client: Any, args: Any, kwargs: Any) -> Any:
     """Around `SyncAPIClient.request`."""
     call, args, kwargs = _begin(vendor, binding, client, args, kwargs)
-    outer = _ACTIVE.get()
+    outer, handled = _ACTIVE.get(), sys.exception()
     _ACTIVE.set(call)
     try:
-        return original(*args, **kwargs)
+        result = original(*args, **kwargs)
     except BaseException as error:
-        failed(call, error)
+        failed(call, error, handled)
         raise
     finally:
         _ACTIVE.set(outer)
+    if call is not None and call.fresh:
+        _unanswered(call, client)
+    return result
 
 
 async def call_async(vendor: Vendor, binding: Binding, original: Any, client: Any, args: Any, kwargs: Any) -> Any:
     """Around `AsyncAPIClient.request`."""
     call, args, kwargs = _begin(vendor, binding, client, args, kwargs)
-    outer = _ACTIVE.get()
+    outer, handled = _ACTIVE.get(), sys.exception()
     _ACTIVE.set(call)
     try:
-        return await original(*args, **kwargs)
+        result = await original(*args, **kwargs)
     except BaseException as error:
-        failed(call, error)
+        failed(call, error, handled)
         raise
     finally:
-        _ACTIVE.set(outer)
+        if _ACTIVE.get() is call:  # a coroutine that is dropped ends in whatever context the collector runs in
+            _ACTIVE.set(outer)
+    if call is not None and call.fresh:
+        _unanswered(call, client)
+    return result
 
 
-def answered(vendor: Vendor, binding: Binding, client: Any, kwargs: dict[str, Any], *, is_async: bool) -> None:
+def answered(vendor: Vendor, kwargs: dict[str, Any], *, is_async: bool) -> None:
     """Before `_process_response`: count a whole answer, or put the tee on an open one."""
     call = _ACTIVE.get()
     if call is None:
         return
-    recorder = binding.recorder
     try:
         response = kwargs["response"]
         if not 200 <= response.status_code < 300 or MARK in response.extensions:
             return
         response.extensions[MARK] = True
-        _count(vendor, binding, call if call.fresh else _next_hop(binding, call), kwargs, is_async=is_async)
+        _count(vendor, call if call.fresh else _next_hop(call, kwargs), kwargs, is_async=is_async)
     except Exception as error:  # noqa: BLE001 - nothing metering does may reach the caller
-        recorder.problem("response", error)
+        call.recorder.problem("response", error)
         call.fresh = False
-        recorder.unmetered(call, "unreadable")
+        call.recorder.unmetered(call, "unreadable")
 
 
-def _count(vendor: Vendor, binding: Binding, call: Call, kwargs: dict[str, Any], *, is_async: bool) -> None:
+def _count(vendor: Vendor, call: Call, kwargs: dict[str, Any], *, is_async: bool) -> None:
     call.fresh = False
     response = kwargs["response"]
     call.sent = response.request
     if response.is_stream_consumed or response.is_closed:
-        binding.recorder.record(call, read_body(call, response.content))
+        call.recorder.record(call, read_body(call, response.content))
         return
     content_type = response.headers.get("content-type", "")
-    tap: Tap | BodyTap
     if "json" in content_type or ("event-stream" not in content_type and not kwargs.get("stream")):
-        tap = BodyTap(call, keep="json" in content_type)
-    else:
-        tap = Tap(call, call.endpoint.fold(), framer_for(content_type))
+        tee(response, BodyTap(call, keep="json" in content_type), is_async=is_async)
+        return
     hide = Hide(vendor.is_usage_only) if call.injected and vendor.is_usage_only else None
-    tee(response, tap, is_async=is_async, hide=hide)
+    tap = Tap(call, call.endpoint.fold(), framer_for(content_type), hide)
+    tee(response, tap, is_async=is_async, hides=hide is not None)
 
 
-def _next_hop(binding: Binding, call: Call) -> Call:
+def _next_hop(call: Call, kwargs: dict[str, Any]) -> Call:
     """A second response inside one logical call (a fallback after a refusal): billed by itself."""
-    hop = binding.recorder.begin(
-        call.endpoint, provider=call.provider, host=call.host, model=call.model_requested, bound=call.attribution
+    model = text(mapping(kwargs["options"].json_data).get("model")) or call.model_requested
+    hop = call.recorder.begin(
+        call.endpoint, provider=call.provider, host=call.host, model=model, bound=call.attribution
     )
     hop.injected = call.injected
     return hop
@@ -164,15 +171,27 @@ def _ask_for_usage(
     return call, (args[0], options, *args[2:]), kwargs
 
 
-def failed(call: Call | None, error: BaseException) -> None:
-    """The call raised before any response was counted: void it, or say that nobody knows."""
+def _unanswered(call: Call, client: Any) -> None:
+    """The call returned, and no response was seen: a middleware answered by itself, or the hook was taken away."""
+    call.fresh = False
+    if getattr(client, "_middleware", None):
+        call.recorder.void(call, "not_sent")
+    else:
+        call.recorder.unmetered(call, "response_not_seen")
+
+
+def failed(call: Call | None, error: BaseException, handled: BaseException | None) -> None:
+    """The call raised before any response was counted: void it, or say that nobody knows.
+
+    `handled` is what the caller was already handling when the call began: it says nothing about this call.
+    """
     if call is None or not call.fresh:
         return
     call.fresh = False
     refused = was_refused(error)
     if refused:
         call.recorder.void(call, refused)
-    elif may_have_been_billed(error):
+    elif may_have_been_billed(error, handled):
         call.recorder.unmetered(call, type(error).__name__)
     else:
         call.recorder.void(call, type(error).__name__)

@@ -31,6 +31,7 @@ class Chunks:
 
     __slots__ = ()
     overflowed = False
+    held = False
 
     def feed(self, data: bytes) -> bytes:
         """The chunk as it is."""
@@ -97,10 +98,10 @@ async def async_request_streamed(binding: Binding, original: Any, api: Any, args
     except BaseException as error:
         failed(call, error)
         raise
-    return _metered_chunks(call, _tap(call, args, kwargs), chunks)
+    return MeteredChunks(call, _tap(call, args, kwargs), chunks)
 
 
-class _metered_chunks:  # noqa: N801 - stands for a generator function
+class MeteredChunks:
     """The SDK's async generator, metered. A class, so that one that is never iterated is still settled."""
 
     def __init__(self, call: Call | None, tap: Tap | None, chunks: Any) -> None:
@@ -169,7 +170,6 @@ def _answered(call: Call | None, response: Any, args: Any, kwargs: Any) -> None:
         return
     call.fresh = False
     try:
-        readings = read_body(call, response.body or "")
         call.sent = _argument(args, kwargs, 2, "request_dict")
         call.recorder.record(call, read_body(call, response.body or ""))
     except Exception as error:  # noqa: BLE001
@@ -191,7 +191,7 @@ def _tap(call: Call | None, args: Any, kwargs: Any) -> Tap | None:
 def _feed(tap: Tap | None, chunk: Any) -> None:
     if tap is not None:
         body = chunk.body
-        tap.feed(body.encode() if isinstance(body, str) else body)
+        tap.take(body.encode() if isinstance(body, str) else body)
 
 
 def _ended(call: Call | None, tap: Tap | None, how: str) -> None:
@@ -251,7 +251,8 @@ def bind(client: Any, recorder: Recorder, attribution: Attribution) -> Any:
     # client it came from alive so that that one does not either.
     copied.__dict__["_token_meter_shares"] = client
     if hasattr(type(client), "__del__"):
-        copied.__class__ = _unowned(type(client))
+        cls: Any = type(client)
+        copied.__class__ = _unowned(cls)
     return copied
 
 
@@ -322,8 +323,9 @@ def _unowned(cls: Any) -> Any:
 
 
 def _meter(api: Any, binding: Binding) -> Any:
-    if "_token_meter_class" not in type(api).__dict__:
-        api.__class__ = _metered_class(type(api))
+    cls: Any = type(api)
+    if "_token_meter_class" not in cls.__dict__:
+        api.__class__ = _metered_class(cls)
     api.__dict__[BINDING] = binding
     return api
 

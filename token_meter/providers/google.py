@@ -8,9 +8,9 @@ Formulas: design D1.
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from token_meter.providers.base import Body, Endpoint, Reading, mapping, text, whole
+from token_meter.providers.base import Body, Endpoint, Fold, Reading, mapping, text, whole
 from token_meter.usage import Usage
 
 # Vertex can be asked for integer enums (google.ai.generativelanguage.Modality).
@@ -20,18 +20,18 @@ _CACHED: Final = {"IMAGE": "cache_read_image", "VIDEO": "cache_read_video", "AUD
 _OUTPUT: Final = {"IMAGE": "output_image", "VIDEO": "output_video", "AUDIO": "output_audio"}
 _TIERS: Final = {
     "ON_DEMAND_PRIORITY": "priority", "ON_DEMAND_FLEX": "flex", "ON_DEMAND_OFFPEAK": "offpeak",
-    "PROVISIONED_THROUGHPUT": "provisioned",
+    "PROVISIONED_THROUGHPUT": "provisioned", "ON_DEMAND": "standard",
 }  # fmt: skip
 
 
 def read_generation(document: Body) -> list[Reading]:
     """A GenerateContentResponse, plain or folded from its stream."""
     usage = document.get("usageMetadata")
-    reading = Reading(
-        None, model=text(document.get("modelVersion")), response_id=text(document.get("responseId"))
-    )
-    # Vertex sends usageMetadata with a traffic type alone while nothing is counted yet.
-    if not isinstance(usage, dict) or not any(name.endswith("okenCount") for name in usage):
+    reading = Reading(None, model=text(document.get("modelVersion")), response_id=text(document.get("responseId")))
+    # Counts of zero are left out, but Vertex also sends a traffic type alone while nothing is counted yet: no counts
+    # mean zero only for a prompt that was blocked.
+    blocked = bool(mapping(document.get("promptFeedback")).get("blockReason"))
+    if not isinstance(usage, dict) or not (blocked or any(name.endswith("okenCount") for name in usage)):
         if usage is not None and not isinstance(usage, dict):
             reading.anomalies.append("unreadable_usage")
         return [reading]
@@ -75,7 +75,7 @@ def _split(details: Any, total: int, anomalies: list[str]) -> dict[str, int]:
     parts: dict[str, int] = {}
     for each in details if isinstance(details, list) else ():
         entry = mapping(each)
-        modality = _MODALITIES.get(entry.get("modality", 0), str(entry.get("modality")))  # type: ignore[arg-type]
+        modality = _MODALITIES.get(entry.get("modality", 0), str(entry.get("modality")))
         parts[modality] = parts.get(modality, 0) + whole(entry.get("tokenCount"), anomalies, "tokenCount")
     left = total
     fitted: dict[str, int] = {}
@@ -123,40 +123,73 @@ def _price_context(usage: Body) -> dict[str, Any]:
     return {name: value for name, value in context.items() if value is not None}
 
 
-class GenerationFold:
-    """Chunks of one response: the last value of each count wins, a count that is absent keeps its value."""
+class GenerationFold(Fold):
+    """Chunks of one response: the last value of each count wins, a count that is absent keeps its value.
 
-    __slots__ = ("document", "terminal", "text_bytes")
+    Every chunk repeats the counts. As long as the text from the counts on differs in digits only, the newest chunk
+    replaces the one before it and is parsed when its turn is over: most chunks are never parsed.
+    """
+
+    __slots__ = ("_newest", "_shape")
+    marks: ClassVar = (b"{", b"{")  # there is something in every chunk
 
     def __init__(self) -> None:
-        self.document: Body = {}
-        self.terminal = False
-        self.text_bytes = 0
+        super().__init__()
+        self._newest: bytes | None = None
+        self._shape = b""
 
-    def block(self, data: bytes) -> None:
+    @property
+    def final(self) -> bool:
+        """Never before the end: counts may follow the finish reason."""
+        return False
+
+    def block(self, data: bytes, weight: int) -> None:
         """One chunk as JSON (the SDK hands chunks over one by one)."""
-        self.chunk(json.loads(data), len(data))
+        self.text_bytes += max(0, len(data) - _ENVELOPE_BYTES)
+        at = data.rfind(b'"usageMetadata"')
+        if at < 0 or data.find(b'"usageMetadata"') != at or any(data.rfind(word) >= 0 for word in _TELLING):
+            self._take_newest()
+            self._merge(data)
+            return
+        shape = data[at:].translate(None, b"0123456789")
+        if shape != self._shape:
+            self._take_newest()
+            self._shape = shape
+        self._newest = data
 
-    def chunk(self, chunk: Any, size: int) -> None:
-        """One parsed chunk; `size` feeds the estimate when no counts come."""
+    def close(self) -> None:
+        """The stream ended: what was only remembered is read."""
+        self._take_newest()
+
+    def _take_newest(self) -> None:
+        if self._newest is not None:
+            data, self._newest = self._newest, None
+            self._merge(data)
+
+    def _merge(self, data: bytes) -> None:
+        chunk = json.loads(data)
         if not isinstance(chunk, dict):
             return
+        merged = self.document
         usage = chunk.get("usageMetadata")
         if isinstance(usage, dict):
-            kept = mapping(self.document.get("usageMetadata"))
-            self.document["usageMetadata"] = {**kept, **usage}
+            merged["usageMetadata"] = {**mapping(merged.get("usageMetadata")), **usage}
         for name in ("modelVersion", "responseId"):
             if chunk.get(name):
-                self.document[name] = chunk[name]
+                merged[name] = chunk[name]
         if searches := _searches(chunk).web_search:
-            self.document["_searches"] = max(searches, self.document.get("_searches", 0))
+            merged["_searches"] = max(searches, merged.get("_searches", 0))
         candidates = chunk.get("candidates")
         for candidate in candidates if isinstance(candidates, list) else ():
             if mapping(candidate).get("finishReason"):
                 self.terminal = True
         if mapping(chunk.get("promptFeedback")).get("blockReason"):
             self.terminal = True
-        self.text_bytes += max(0, size - 300)
+            merged["promptFeedback"] = chunk["promptFeedback"]
+
+
+_ENVELOPE_BYTES: Final = 300
+_TELLING: Final = (b'"finishReason"', b'"groundingMetadata"', b'"promptFeedback"')
 
 
 def read_embedding(document: Body) -> list[Reading]:
@@ -176,7 +209,10 @@ def read_embedding(document: Body) -> list[Reading]:
 
 
 GENERATE: Final = Endpoint(
-    "generate_content", read_generation, GenerationFold, ("usageMetadata", "modelVersion", "responseId", "candidates")
+    "generate_content",
+    read_generation,
+    GenerationFold,
+    ("usageMetadata", "modelVersion", "responseId", "candidates", "promptFeedback"),
 )
 EMBED: Final = Endpoint(
     "embeddings", read_embedding, GenerationFold, ("usageMetadata", "predictions", "metadata"), estimates=False

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from token_meter.providers.base import Body, Endpoint, Reading, fit, mapping, text, whole
+from token_meter.providers.base import Body, Endpoint, Fold, Reading, fit, mapping, text, whole
 from token_meter.providers.sse import events
 from token_meter.usage import Usage
 
@@ -69,9 +69,7 @@ def _cached_elsewhere(usage: Body, anomalies: list[str]) -> int:
     return next((whole(count, anomalies, name) for name in _CACHED_ELSEWHERE if (count := usage.get(name))), 0)
 
 
-def _with_additive_reasoning(
-    usage: Body, prompt: int, completion: int, reasoning: int, anomalies: list[str]
-) -> int:
+def _with_additive_reasoning(usage: Body, prompt: int, completion: int, reasoning: int, anomalies: list[str]) -> int:
     """Some providers count reasoning beside the completion, not inside it: their own total tells which."""
     total = usage.get("total_tokens")
     if type(total) is not int or total == prompt + completion:
@@ -90,27 +88,22 @@ def _searches(usage: Body, anomalies: list[str]) -> int:
     return 0
 
 
-class CompletionFold:
+class CompletionFold(Fold):
     """A chat or legacy completion stream: ids from the first chunks, the last usage any chunk carried."""
 
-    __slots__ = ("_beat", "_early", "document", "terminal", "text_bytes")
+    __slots__ = ("_early",)
+    # `include_usage` puts a null usage into every other chunk: only an object says something.
+    marks: ClassVar = (b'"usage":{', b'"usage": {')
 
     def __init__(self) -> None:
-        self.document: Body = {}
-        self.terminal = False
-        self.text_bytes = 0
+        super().__init__()
         self._early = 8
-        self._beat = 0
 
-    def block(self, data: bytes) -> None:
-        if self._early or carries_usage(data) or data.endswith(_DONE):
+    def block(self, data: bytes, weight: int) -> None:
+        if self._early or any(data.rfind(mark) >= 0 for mark in self.marks) or data.endswith(_DONE):
             for event in events(data):
                 self._event(event)
-        self._beat = beat = self._beat + 1
-        if beat <= _EVERY_BEAT_UNTIL:
-            self.text_bytes += content_bytes(data)
-        elif not beat % _BEAT:
-            self.text_bytes += content_bytes(data) * _BEAT
+        self.text_bytes += content_bytes(data) * weight
 
     def _event(self, event: bytes) -> None:
         if event == b"[DONE]":
@@ -143,22 +136,6 @@ def is_usage_only(event: bytes) -> bool:
     return chunk is not None and chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict)
 
 
-def carries_usage(data: bytes) -> bool:
-    """Whether any `"usage"` in a block is an object (`include_usage` puts a null one into every other chunk).
-
-    Searched from the back: measured at half the time of a forward search on chunks of this size.
-    """
-    at = data.rfind(b'"usage":')
-    while at >= 0:
-        if b"{" in data[at + 8 : at + 10]:
-            return True
-        at = data.rfind(b'"usage":', 0, at)
-    return False
-
-
-# Visible output is measured for the case that no counts come: exactly at first, then on a sample of the blocks.
-_EVERY_BEAT_UNTIL: Final = 32
-_BEAT: Final = 16
 _DONE: Final = (b"[DONE]\n\n", b"[DONE]\r\n\r\n")
 _TEXT: Final = re.compile(rb'"(?:content|reasoning_content|reasoning|arguments|refusal|text)":\s*"((?:[^"\\]|\\.)*)"')
 
@@ -180,13 +157,11 @@ def read_response(document: Body) -> list[Reading]:
     """A Response object: its tokens, its tool calls, and the image model's tokens, which stand outside `usage`."""
     usage, anomalies = _usage_block(document)
     reading = _reading(document, usage, anomalies)
-    if document.get("background"):
-        reading.object_id = reading.response_id
+    if document.get("background") and reading.response_id:
         if usage is None and document.get("status") in _UNFINISHED:
-            reading.status = "unmetered"
-            reading.anomalies.append("deferred")
-            reading.usage = Usage()
-            return [reading]
+            return [_deferred(reading)]
+        reading.object_id = reading.response_id
+        reading.resolves = reading.response_id + _DEFERRED
     if usage is not None:
         reading.usage = responses_usage(usage, anomalies) + tool_calls(document, usage, anomalies)
         reading.price_context["context_tokens"] = whole(usage.get("input_tokens"), [], "input_tokens")
@@ -194,12 +169,25 @@ def read_response(document: Body) -> list[Reading]:
 
 
 _UNFINISHED: Final = frozenset({"queued", "in_progress"})
+_DEFERRED: Final = "#deferred"
+_STREAMED: Final = "#streamed"
+
+
+def _deferred(reading: Reading) -> Reading:
+    """A Response that runs in the background: a placeholder, so that one nobody ever reads is not lost in silence."""
+    reading.usage = Usage()
+    reading.status = "unmetered"
+    reading.anomalies.append("deferred")
+    reading.object_id = f"{reading.response_id}{_DEFERRED}"
+    return reading
 
 
 def read_again(document: Body) -> list[Reading]:
     """A Response fetched by id was counted when it was created, unless it ran in the background."""
-    if not document.get("background") or document.get("status") in _UNFINISHED:
+    if not document.get("background"):
         return []
+    if document.get("status") in _UNFINISHED:  # polls say nothing yet; a stream that ended here was cut short
+        return read_response(document) if document.get(_STREAMED) else []
     return [reading for reading in read_response(document) if reading.usage is not None]
 
 
@@ -229,10 +217,13 @@ def tool_calls(document: Body, usage: Body, anomalies: list[str]) -> Usage:
     items = document.get("output")
     called = [mapping(item) for item in items] if isinstance(items, list) else []
     kinds = [item.get("type") for item in called]
+    searched = [item for item in called if mapping(item.get("action")).get("type", "search") == "search"]
     sandboxes = {str(item.get("container_id")) for item in called if item.get("type") == "code_interpreter_call"}
     reported = mapping(mapping(document.get("tool_usage")).get("web_search")).get("num_requests")
     details = mapping(usage.get("server_side_tool_usage_details"))
-    searches = kinds.count("web_search_call") if reported is None else whole(reported, anomalies, "num_requests")
+    searches = sum(item.get("type") == "web_search_call" for item in searched)  # opening a page is no search
+    if reported is not None:
+        searches = whole(reported, anomalies, "num_requests")
     if details:
         searches = whole(details.get("web_search_calls"), anomalies, "web_search_calls")
         searches += whole(details.get("x_search_calls"), anomalies, "x_search_calls")
@@ -261,38 +252,31 @@ def _image_model(document: Body) -> list[Reading]:
     return [reading]
 
 
-class ResponseFold:
+class ResponseFold(Fold):
     """A Responses stream: the Response object inside the last lifecycle event."""
 
-    __slots__ = ("_beat", "document", "terminal", "text_bytes")
+    __slots__ = ()
+    marks: ClassVar = (b'"response":', b'"response" :')
 
-    def __init__(self) -> None:
-        self.document: Body = {}
-        self.terminal = False
-        self.text_bytes = 0
-        self._beat = 0
-
-    def block(self, data: bytes) -> None:
+    def block(self, data: bytes, weight: int) -> None:
         if data.rfind(b'"response":') >= 0:
             for event in events(data):
                 self._event(event)
-        self._beat = beat = self._beat + 1
-        if beat <= _EVERY_BEAT_UNTIL:
-            self.text_bytes += _delta_bytes(data)
-        elif not beat % _BEAT:
-            self.text_bytes += _delta_bytes(data) * _BEAT
+        self.text_bytes += _delta_bytes(data) * weight
 
     def _event(self, event: bytes) -> None:
         document = _json(event)
         response = (document or {}).get("response")
         if not isinstance(response, dict):
             return
-        self.document = response
+        self.document = {**response, _STREAMED: True}
         if (document or {}).get("type") in _RESPONSE_ENDS:
             self.terminal = True
 
 
-_RESPONSE_ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+_RESPONSE_ENDS: Final = frozenset(
+    {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
+)
 _DELTA: Final = re.compile(rb'"delta":\s*"((?:[^"\\]|\\.)*)"')
 
 
@@ -351,21 +335,17 @@ def audio_usage(usage: Body, anomalies: list[str]) -> Usage:
     })  # fmt: skip
 
 
-class LastUsageFold:
+class LastUsageFold(Fold):
     """A stream whose last event carries the usage beside its other fields (images, transcription, speech)."""
 
-    __slots__ = ("document", "terminal", "text_bytes")
+    __slots__ = ()
+    marks: ClassVar = (b'"usage"', b'"type"')
 
-    def __init__(self) -> None:
-        self.document: Body = {}
-        self.terminal = False
-        self.text_bytes = 0
-
-    def block(self, data: bytes) -> None:
+    def block(self, data: bytes, weight: int) -> None:
         if b'"usage"' in data or b".completed" in data or b".done" in data:
             for event in events(data):
                 self._event(event)
-        self.text_bytes += _delta_bytes(data) if b'"delta"' in data else 0
+        self.text_bytes += _delta_bytes(data) * weight
 
     def _event(self, event: bytes) -> None:
         document = _json(event)
@@ -394,7 +374,9 @@ def _usage_block(document: Body) -> tuple[Body | None, list[str]]:
 
 
 def _reading(document: Body, usage: Body | None, anomalies: list[str]) -> Reading:
-    reading = Reading(None, model=text(document.get("model")), response_id=text(document.get("id")), anomalies=anomalies)
+    reading = Reading(
+        None, model=text(document.get("model")), response_id=text(document.get("id")), anomalies=anomalies
+    )
     tier = text(document.get("service_tier")) or text((usage or {}).get("service_tier"))
     if tier:
         reading.price_context["service_tier"] = tier
@@ -474,9 +456,8 @@ def provider_by_path(path: str) -> str | None:
     return "azure" if "/openai/deployments/" in path else None
 
 
-
 def may_ask_for_usage(client: Any, asked: Body) -> bool:
     """Azure took `stream_options` with API version 2024-09-01-preview, and never with its own data sources."""
     version = getattr(client, "_api_version", None)
-    dated = isinstance(version, str) and version[:4].isdigit()
-    return not (dated and version[:10] < "2024-09-01") and "data_sources" not in asked
+    too_old = isinstance(version, str) and version[:4].isdigit() and version[:10] < "2024-09-01"
+    return not too_old and "data_sources" not in asked

@@ -2,16 +2,19 @@
 
 A patch is a `wrapt` wrapper on the class attribute. It can be undone only while it is still the outermost one; when
 another tool has wrapped it since, it is switched off instead. An import hook cannot be unregistered, so it asks the
-same switch.
+same switch. Of several patches of one attribute only the newest acts: a call is counted once, whoever hooks it.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import wrapt
+
+_patches: Final[dict[tuple[Any, str], list[Patch]]] = {}
+"""The patches in force, by class and attribute, oldest first: as process-wide as the classes they are on."""
 
 
 class Patch:
@@ -45,6 +48,9 @@ class Patch:
         self.enabled = False
         for patch_ in self._inner:
             patch_.undo()
+        others = _patches.get((self._owner, self._name), [])
+        if self in others:
+            others.remove(self)
         if self._owner is not None and self._owner.__dict__.get(self._name) is self._wrapper:
             setattr(self._owner, self._name, self._original)
 
@@ -52,9 +58,10 @@ class Patch:
 def patch(owner: Any, name: str, wrapper: Callable[[Any, Any, Any, Any], Any]) -> Patch:
     """Wrap `owner.name` with `wrapper(original, instance, args, kwargs)`."""
     done = Patch()
+    all_of_it = _patches.setdefault((owner, name), [])
 
     def switched(original: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        if not done.enabled:
+        if not done.enabled or all_of_it[-1] is not done:
             return original(*args, **kwargs)
         return wrapper(original, instance, args, kwargs)
 
@@ -62,6 +69,7 @@ def patch(owner: Any, name: str, wrapper: Callable[[Any, Any, Any, Any], Any]) -
     done._name = name
     done._original = owner.__dict__[name]
     done._wrapper = wrapt.FunctionWrapper(done._original, switched)
+    all_of_it.append(done)
     setattr(owner, name, done._wrapper)
     return done
 

@@ -22,6 +22,7 @@ def read_body(call: Call, body: bytes | str) -> list[Reading]:
 
 def read_fold(call: Call, fold: Fold, ending: str) -> list[Reading]:
     """Readings of a stream that ended: `ending` says how, the fold whether the provider had finished."""
+    fold.close()
     readings = call.endpoint.read(fold.document)
     if not readings:
         return readings
@@ -47,4 +48,3 @@ def _without_counts(call: Call, reading: Reading, *, output_bytes: int) -> Readi
     reading.status = "estimated"
     reading.estimator = ESTIMATOR
     return reading
-

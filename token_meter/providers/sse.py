@@ -16,27 +16,27 @@ WHOLE: Final = (b"\n\n", b"\r\n\r\n")
 class Framer:
     """Gathers bytes into blocks of whole events. Memory: one unfinished event at most."""
 
-    __slots__ = ("_parts", "_size", "overflowed")
+    __slots__ = ("_size", "held", "overflowed")
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self.held: list[bytes] = []
         self._size = 0
         self.overflowed = False
 
     def feed(self, data: bytes) -> bytes:
         """The whole events that `data` completes (often `data` itself), or b"" while one is unfinished."""
-        if self._parts:
+        if self.held:
             return self._gather(data)
         return data if data.endswith(WHOLE) else self._cut(data)
 
     def flush(self) -> bytes:
         """What is left at the end of the stream: an event without its blank line."""
-        left = b"".join(self._parts)
+        left = b"".join(self.held)
         self._clear()
         return left
 
     def _clear(self) -> None:
-        self._parts = []
+        self.held = []
         self._size = 0
 
     def _gather(self, data: bytes) -> bytes:
@@ -45,13 +45,13 @@ class Framer:
         if not any(end in seam for end in _ENDS):
             self._hold(data)
             return b""
-        joined = b"".join([*self._parts, data])
+        joined = b"".join([*self.held, data])
         self._clear()
         return self._cut(joined)
 
     def _tail(self, length: int) -> bytes:
         tail = b""
-        for part in reversed(self._parts):
+        for part in reversed(self.held):
             tail = part[-length:] + tail
             if len(tail) >= length:
                 break
@@ -69,9 +69,9 @@ class Framer:
             self.overflowed = True
             self._clear()
             return
-        self._parts.append(data)
-        if len(self._parts) > 512:  # tiny pieces: keep the list short, not the bytes
-            self._parts = [b"".join(self._parts)]
+        self.held.append(data)
+        if len(self.held) > 512:  # tiny pieces: keep the list short, not the bytes
+            self.held = [b"".join(self.held)]
 
 
 def events(block: bytes) -> Iterator[bytes]:

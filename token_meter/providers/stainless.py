@@ -19,7 +19,9 @@ from token_meter.providers.funnel import Binding, Vendor, answered, call_async, 
 from token_meter.providers.patching import Patch, patch
 
 VENDORS: Final = {
-    "openai": Vendor("openai", openai.endpoint, openai.provider_by_path, openai.is_usage_only, openai.may_ask_for_usage),
+    "openai": Vendor(
+        "openai", openai.endpoint, openai.provider_by_path, openai.is_usage_only, openai.may_ask_for_usage
+    ),
     "anthropic": Vendor("anthropic", anthropic.endpoint, anthropic.provider_by_path),
 }
 
@@ -39,7 +41,7 @@ def bound(client: Any) -> Binding | None:
 
 def wrap(client: Any, recorder: Recorder) -> Any:
     """Re-class `client` in place."""
-    cls = type(client)
+    cls: Any = type(client)
     if not _is_metered(cls):
         client.__class__ = metered_class(cls)
     client.__dict__[BINDING] = Binding(recorder)
@@ -49,8 +51,9 @@ def wrap(client: Any, recorder: Recorder) -> Any:
 def bind(client: Any, recorder: Recorder, attribution: Attribution) -> Any:
     """A copy of `client` that shares its connections and is metered for `attribution`."""
     copied = client.copy()
-    if not _is_metered(type(copied)):
-        copied.__class__ = metered_class(type(copied))
+    cls: Any = type(copied)
+    if not _is_metered(cls):
+        copied.__class__ = metered_class(cls)
     copied.__dict__[BINDING] = Binding(recorder, attribution)
     return copied
 
@@ -75,8 +78,8 @@ def instrument(name: str, recorder: Recorder) -> list[Patch]:
         return [
             patch(module.SyncAPIClient, "request", _around(call_sync, vendor, binding)),
             patch(module.AsyncAPIClient, "request", _around(call_async, vendor, binding)),
-            patch(module.SyncAPIClient, "_process_response", _on_answer(vendor, binding, is_async=False)),
-            patch(module.AsyncAPIClient, "_process_response", _on_answer(vendor, binding, is_async=True)),
+            patch(module.SyncAPIClient, "_process_response", _on_answer(vendor, is_async=False)),
+            patch(module.AsyncAPIClient, "_process_response", _on_answer(vendor, is_async=True)),
         ]
 
     return [Patch.when_imported(f"{name}._base_client", apply)]
@@ -91,17 +94,17 @@ def _around(call: Any, vendor: Vendor, binding: Binding) -> Any:
     return wrapper
 
 
-def _on_answer(vendor: Vendor, binding: Binding, *, is_async: bool) -> Any:
+def _on_answer(vendor: Vendor, *, is_async: bool) -> Any:
     def wrapper(original: Any, client: Any, args: Any, kwargs: Any) -> Any:
         if BINDING not in client.__dict__:
-            answered(vendor, binding, client, kwargs, is_async=is_async)
+            answered(vendor, kwargs, is_async=is_async)
         return original(*args, **kwargs)
 
     return wrapper
 
 
 @lru_cache(maxsize=256)
-def metered_class(cls: type) -> type:
+def metered_class(cls: Any) -> Any:
     """The metered subclass of a client class: one per class, made once."""
     base = _base(cls)
     if base is None:
@@ -112,7 +115,7 @@ def metered_class(cls: type) -> type:
     namespace = _async_methods(cls, vendor) if is_async else _sync_methods(cls, vendor)
 
     def copied(self: Any, *args: Any, **kwargs: Any) -> Any:
-        new = cls.copy(self, *args, **kwargs)  # type: ignore[attr-defined]
+        new = cls.copy(self, *args, **kwargs)
         if BINDING in self.__dict__:
             new.__dict__[BINDING] = self.__dict__[BINDING]
         return new
@@ -135,7 +138,7 @@ def _sync_methods(cls: Any, vendor: Vendor) -> dict[str, Any]:
     def metered_process(self: Any, **kwargs: Any) -> Any:
         binding = self.__dict__.get(BINDING)
         if binding is not None:
-            answered(vendor, binding, self, kwargs, is_async=False)
+            answered(vendor, kwargs, is_async=False)
         return process(self, **kwargs)
 
     return {"request": metered_request, "_process_response": metered_process}
@@ -153,7 +156,7 @@ def _async_methods(cls: Any, vendor: Vendor) -> dict[str, Any]:
     async def metered_process(self: Any, **kwargs: Any) -> Any:
         binding = self.__dict__.get(BINDING)
         if binding is not None:
-            answered(vendor, binding, self, kwargs, is_async=True)
+            answered(vendor, kwargs, is_async=True)
         return await process(self, **kwargs)
 
     return {"request": metered_request, "_process_response": metered_process}

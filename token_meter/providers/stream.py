@@ -27,27 +27,59 @@ def framer_for(content_type: str) -> Any:
 
 
 class Tap:
-    """One open event stream: bytes in, one settlement out. O(1) memory."""
+    """One open event stream: bytes in, what the caller may see out, one settlement. O(1) memory.
 
-    __slots__ = ("_call", "_feed", "_fold", "_framer", "_open")
+    Most blocks say nothing that counts. They are recognised by the absence of the fold's marks and passed on; only
+    the others, and a sample of all for the text estimate, are looked into.
+    """
 
-    def __init__(self, call: Call, fold: Fold, framer: Any) -> None:
+    __slots__ = ("_beat", "_call", "_fold", "_framer", "_hide", "_mark", "_open", "_spaced")
+
+    def __init__(self, call: Call, fold: Fold, framer: Any, hide: Hide | None = None) -> None:
         self._call = call
         self._fold = fold
         self._framer = framer
+        self._hide = hide
+        self._mark, self._spaced = fold.marks
+        self._beat = 0
         self._open = [True]
 
-    def feed(self, data: bytes) -> None:
-        """Fold what arrived; settle as soon as the provider has said its last word."""
+    def take(self, data: bytes) -> bytes:
+        """Take notice of what arrived; returns what the caller may see of it."""
+        self._beat = beat = self._beat + 1
+        mask = _SELDOM if beat > _OFTEN_UNTIL else _OFTEN
+        sampled = not beat & mask or beat <= _EACH_UNTIL
+        if (
+            not sampled
+            and data.endswith(_WHOLE_JSON)
+            and data.rfind(self._mark) < 0  # from the back: measured at half the time of a forward search
+            and data.rfind(self._spaced) < 0
+            and not self._framer.held
+        ):
+            return data if self._hide is None else self._hide.clean(data)
+        return self._look(data, mask + 1 if sampled and beat > _EACH_UNTIL else 1)
+
+    def _look(self, data: bytes, weight: int) -> bytes:
+        """Fold the whole events among what arrived; settle as soon as the provider has said its last word."""
         try:
             block = self._framer.feed(data)
             if block:
                 fold = self._fold
-                fold.block(block)
-                if fold.terminal and fold.document.get("usage") is not None:
+                fold.block(block, weight if block is data else 1)
+                if fold.final:
                     self.settle("complete")
         except Exception as error:  # noqa: BLE001 - nothing metering does may reach the caller's stream
             self._call.recorder.problem("stream", error)
+            block = data
+        return data if self._hide is None else self._hide.visible(block)
+
+    def rest(self) -> bytes:
+        """What the caller may still see when the body has ended."""
+        if self._hide is None:
+            return b""
+        left: bytes = self._framer.flush()
+        self._fold.block(left, 1)
+        return self._hide.visible(left)
 
     def drop(self) -> None:
         """Settle nothing any more: the call failed before anything arrived."""
@@ -61,9 +93,9 @@ class Tap:
             return
         recorder = self._call.recorder
         try:
-            left = self._framer.flush()
+            left = self._framer.flush() if self._hide is None else b""
             if left:
-                self._fold.block(left)
+                self._fold.block(left, 1)
             readings = read_fold(self._call, self._fold, ending)
             if self._framer.overflowed and readings:
                 readings[0].anomalies.append("event_too_large")
@@ -71,6 +103,15 @@ class Tap:
         except Exception as error:  # noqa: BLE001
             recorder.problem("stream", error)
             recorder.unmetered(self._call, "unreadable")
+
+
+# Visible output is measured for the case that no counts come: in each of the first blocks, then in a sample.
+_EACH_UNTIL: Final = 8
+_OFTEN_UNTIL: Final = 64
+_OFTEN: Final = 3
+_SELDOM: Final = 15
+_WHOLE_JSON: Final = (b"}\n\n", b"}\r\n\r\n")
+"""How a piece ends that holds whole events, the last of them JSON (so not `[DONE]`)."""
 
 
 class BodyTap:
@@ -85,15 +126,19 @@ class BodyTap:
         self._size = 0
         self._open = [True]
 
-    def feed(self, data: bytes) -> None:
-        """Gather a piece."""
-        if not self._keep:
-            return
-        self._size += len(data)
-        self._parts.append(data)
-        if self._size > BODY_BYTES_MAX:
-            self._keep = False
-            self._parts = []
+    def take(self, data: bytes) -> bytes:
+        """Gather a piece; the caller sees all of it."""
+        if self._keep:
+            self._size += len(data)
+            self._parts.append(data)
+            if self._size > BODY_BYTES_MAX:
+                self._keep = False
+                self._parts = []
+        return data
+
+    def rest(self) -> bytes:
+        """Nothing is held back."""
+        return b""
 
     def settle(self, ending: str, *, later: bool = False) -> None:
         """Read what was gathered, the first time only."""
@@ -116,33 +161,26 @@ class BodyTap:
 class Hide:
     """Takes the extra usage chunk out of what the caller sees, when it is there only because we asked for it.
 
-    Works on whole events; an unfinished one is held back until its end arrives, which the caller's own decoder
-    waits for anyway. The null usage that the flag adds to every other chunk is taken out as well, so that the
-    caller's chunks equal the bare SDK's.
+    Works on whole events; an unfinished one is held back until its end arrives, which the caller's own decoder waits
+    for anyway. The null usage that the flag adds to every other chunk is taken out as well, so that the caller's
+    chunks equal the bare SDK's.
     """
 
-    __slots__ = ("_framer", "_is_extra")
+    __slots__ = ("_is_extra", "_null")
 
     def __init__(self, is_extra: Callable[[bytes], bool]) -> None:
-        self._framer = Framer()
         self._is_extra = is_extra
+        self._null = b',"usage":null'
 
-    def show(self, data: bytes) -> bytes:
-        """The part of `data` (and of what was held) that the caller may see now."""
-        return self._visible(self._framer.feed(data))
+    def clean(self, block: bytes) -> bytes:
+        """A block without usage, as the bare SDK would see it."""
+        return block.replace(self._null, b"")
 
-    def rest(self) -> bytes:
-        """What is left when the stream ends."""
-        return self._visible(self._framer.flush())
-
-    def _visible(self, block: bytes) -> bytes:
-        at = block.rfind(b'"usage":')
-        if at < 0:
-            return block
-        if b'"usage":null' in block:
-            block = block.replace(b',"usage":null', b"")
-        elif b'"usage": null' in block:
-            block = block.replace(b', "usage": null', b"")
+    def visible(self, block: bytes) -> bytes:
+        """What the caller may see of whole events."""
+        if b'"usage": null' in block:
+            self._null = b', "usage": null'
+        block = self.clean(block)
         if block.rfind(b'"usage":') < 0:
             return block
         end = b"\r\n\r\n" if b"\r\n\r\n" in block else b"\n\n"
@@ -153,13 +191,13 @@ class Hide:
 
 
 class _Tee:
-    """What the sync and the async tee share: the tap, the decoder, and what is hidden."""
+    """What the sync and the async tee share: the tap, and the decoder of a compressed body."""
 
-    def __init__(self, inner: Any, tap: Tap | BodyTap, decode: Any, hide: Hide | None) -> None:
+    def __init__(self, inner: Any, tap: Tap | BodyTap, decode: Any, *, decoded: bool) -> None:
         self._inner = inner
         self._tap = tap
         self._decode = decode
-        self._hide = hide
+        self._decoded = decoded  # the caller is given decoded bytes
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -171,23 +209,16 @@ class _Tee:
         if tap is not None:
             tap.settle("dropped", later=True)
 
-    def _pass(self, data: bytes) -> Iterator[bytes]:
-        """The slow way of one piece: decode, feed, hide."""
-        for plain in [data] if self._decode is None else _pieces(self._decode.decode(data)):
-            self._tap.feed(plain)
-            if self._hide is not None and (shown := self._hide.show(plain)):
-                yield shown
-        if self._hide is None:
-            yield data
+    def _pass(self, data: bytes) -> bytes:
+        """One piece of a compressed body."""
+        shown = b"".join([self._tap.take(plain) for plain in _pieces(self._decode.decode(data))])
+        return shown if self._decoded else data
 
-    def _finish(self) -> Iterator[bytes]:
-        """What remains when the body has ended."""
-        for plain in [] if self._decode is None else _pieces(self._decode.flush()):
-            self._tap.feed(plain)
-            if self._hide is not None and (shown := self._hide.show(plain)):
-                yield shown
-        if self._hide is not None and (left := self._hide.rest()):
-            yield left
+    def _finish(self) -> bytes:
+        """What remains for the caller when the body has ended."""
+        last = [] if self._decode is None else _pieces(self._decode.flush())
+        shown = b"".join([self._tap.take(plain) for plain in last]) + self._tap.rest()
+        return shown if self._decoded or self._decode is None else b""
 
 
 def _pieces(decoded: Any) -> list[bytes]:
@@ -198,16 +229,13 @@ def _pieces(decoded: Any) -> list[bytes]:
 class _SyncTee(_Tee):
     def __iter__(self) -> Iterator[bytes]:
         tap = self._tap
+        take = tap.take if self._decode is None else self._pass
         try:
-            if self._decode is None and self._hide is None:
-                feed = tap.feed
-                for data in self._inner:
-                    feed(data)
-                    yield data
-            else:
-                for data in self._inner:
-                    yield from self._pass(data)
-                yield from self._finish()
+            for data in self._inner:
+                if shown := take(data):
+                    yield shown
+            if shown := self._finish():
+                yield shown
         except GeneratorExit:
             tap.settle("closed")
             raise
@@ -224,18 +252,13 @@ class _SyncTee(_Tee):
 class _AsyncTee(_Tee):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         tap = self._tap
+        take = tap.take if self._decode is None else self._pass
         try:
-            if self._decode is None and self._hide is None:
-                feed = tap.feed
-                async for data in self._inner:
-                    feed(data)
-                    yield data
-            else:
-                async for data in self._inner:
-                    for shown in self._pass(data):
-                        yield shown
-                for shown in self._finish():
+            async for data in self._inner:
+                if shown := take(data):
                     yield shown
+            if shown := self._finish():
+                yield shown
         except GeneratorExit:
             tap.settle("closed")
             raise
@@ -258,16 +281,14 @@ def _tee_class(library: str, *, is_async: bool) -> Any:
     return type("MeteredSyncByteStream", (_SyncTee, module.SyncByteStream), {})
 
 
-def tee(response: Any, tap: Tap | BodyTap, *, is_async: bool, hide: Hide | None) -> None:
-    """Put the tee on an unread response; with `hide`, the caller is given decoded bytes."""
+def tee(response: Any, tap: Tap | BodyTap, *, is_async: bool, hides: bool = False) -> None:
+    """Put the tee on an unread response; where something is hidden, the caller is given decoded bytes."""
     library = type(response).__module__.partition(".")[0]
     encoding = response.headers.get("content-encoding", "identity")
-    decode = None
-    if encoding not in ("", "identity"):
-        decode = _decoder(response, encoding)
-        if hide is not None:
-            response._decoder = _decoder(response, "identity")
-    response.stream = _tee_class(library, is_async=is_async)(response.stream, tap, decode, hide)
+    decode = None if encoding in ("", "identity") else _decoder(response, encoding)
+    if decode is not None and hides:
+        response._decoder = _decoder(response, "identity")
+    response.stream = _tee_class(library, is_async=is_async)(response.stream, tap, decode, decoded=hides)
 
 
 def _decoder(response: Any, encoding: str) -> Any:

@@ -104,7 +104,7 @@ def single_events(*, quantity_max: int = QUANTITY_MAX) -> SearchStrategy[MeterEv
     times = st.datetimes(datetime(2025, 12, 1), datetime(2026, 3, 1), timezones=st.just(UTC))  # noqa: DTZ001
     return st.builds(
         make_event,
-        st.integers(min_value=1, max_value=2**40),
+        st.integers(min_value=1, max_value=2**30),
         time=times,
         usage=usages(quantity_max=quantity_max),
         customer=name,

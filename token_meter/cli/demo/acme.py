@@ -35,15 +35,15 @@ class Acme:
         self.async_client = meter.wrap(AsyncOpenAI(base_url=f"{url}/v1", api_key="none"))
 
     def think(self) -> None:
-        """a reasoning model: what it thinks is billed and counted apart"""
+        """a reasoning model: thoughts counted apart"""
         self.client.responses.create(model="gpt-5", input="Plan the week.", reasoning={"effort": "medium"})
 
     def read_handbook(self) -> None:
-        """a long prompt, half of it read from the provider's cache"""
+        """a long prompt, half of it from the cache"""
         self.client.chat.completions.create(model="gpt-5-mini", messages=_asked(HANDBOOK))
 
     def stream(self) -> None:
-        """a streamed chat; the counts are asked for and hidden again"""
+        """a stream: counts asked for and hidden again"""
         with self.client.chat.completions.create(model="gpt-5-mini", messages=_asked("Hello"), stream=True) as chunks:
             for chunk in chunks:
                 assert chunk.choices, "the extra chunk with the counts never reaches the program"
@@ -53,18 +53,18 @@ class Acme:
         self.client.chat.completions.create(model="gpt-5-mini", messages=_asked("Weather in Paris?"), tools=[WEATHER])
 
     def structure(self) -> None:
-        """a structured answer through the SDK's own helper"""
+        """a structured answer, by the SDK's helper"""
         self.client.chat.completions.parse(
             model="gpt-5-mini", messages=_asked("When is it there?"), response_format=Delivery
         )
 
     def survive_rate_limit(self) -> None:
-        """refused with 429 once, retried by the SDK, counted once"""
+        """a 429, retried by the SDK, counted once"""
         limited = self.client.with_options(base_url=_failing_once(str(self.client.base_url)))
         limited.responses.create(model="gpt-5", input="Please.")
 
     def abandon_stream(self) -> None:
-        """a stream given up after three chunks: no counts came, so they are estimated"""
+        """a stream given up: no counts, so estimated"""
         with self.client.chat.completions.create(model="gpt-5-mini", messages=_asked("Tell"), stream=True) as chunks:
             for number, _ in enumerate(chunks):
                 if number == 2:

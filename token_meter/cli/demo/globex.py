@@ -10,7 +10,7 @@ from anthropic import Anthropic, AsyncAnthropic
 from token_meter import Meter
 
 RULES = "House rules of globex. " + "Whoever files a report keeps a copy of it for seven years. " * 100
-CACHED_RULES: Any = [{"type": "text", "text": RULES, "cache_control": {"type": "ephemeral"}}]
+CACHED: Any = {"cache_control": {"type": "ephemeral"}}
 LOOKUP: Any = {
     "name": "lookup",
     "description": "Find a report.",
@@ -26,22 +26,22 @@ class Globex:
         self.async_client = meter.wrap(AsyncAnthropic(base_url=url, api_key="none"))
 
     def write_cache(self) -> None:
-        """a prompt written to the cache: dearer than plain input"""
-        self._ask("What must I keep?", system=CACHED_RULES)
+        """a prompt written to the cache (dearer)"""
+        self._ask([{"type": "text", "text": RULES + "What must I keep?", **CACHED}])
 
     def read_cache(self) -> None:
-        """the same prompt again, read from the cache: a tenth of the price"""
-        self._ask("For how long?", system=CACHED_RULES)
+        """a prompt read from the cache (cheaper)"""
+        self._ask("For how long?", system=[{"type": "text", "text": RULES, **CACHED}])
 
     def stream(self) -> None:
-        """a streamed message through the SDK's helper"""
+        """a stream, by the SDK's helper"""
         with self.client.messages.stream(
             model="claude-haiku-4-5", max_tokens=200, messages=_asked("Summarise.")
         ) as stream:
             stream.get_final_text()
 
     def think(self) -> None:
-        """extended thinking, counted apart from the answer"""
+        """extended thinking, counted apart"""
         self._ask("Which report is missing?", thinking={"type": "enabled", "budget_tokens": 1024}, max_tokens=2000)
 
     def use_tool(self) -> None:
@@ -49,7 +49,7 @@ class Globex:
         self._ask("Find the audit.", tools=[LOOKUP])
 
     def abandon_stream(self) -> None:
-        """a stream given up early: the counts told so far stand"""
+        """a stream given up: the counts so far stand"""
         events = self.client.messages.create(
             model="claude-sonnet-4-5", max_tokens=200, messages=_asked("Read it all to me."), stream=True
         )
@@ -71,11 +71,9 @@ class Globex:
                 )
             )
 
-    def _ask(self, question: str, *, max_tokens: int = 200, **more: Any) -> None:
-        self.client.messages.create(
-            model="claude-sonnet-4-5", max_tokens=max_tokens, messages=_asked(question), **more
-        )
+    def _ask(self, question: str | list[Any], *, max_tokens: int = 200, **more: Any) -> None:
+        self.client.messages.create(model="claude-sonnet-4-5", max_tokens=max_tokens, messages=_asked(question), **more)
 
 
-def _asked(question: str) -> Any:
+def _asked(question: str | list[Any]) -> Any:
     return [{"role": "user", "content": question}]

@@ -1,4 +1,4 @@
-"""initech's service: an ordinary program on the google-genai SDK. One line of it, the `wrap`, knows that it is metered."""
+"""initech's service: an ordinary program on the google-genai SDK. One line, the `wrap`, knows that it is metered."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Initech:
         self.client.models.generate_content(model="gemini-2.5-flash", contents="Where is my stapler?")
 
     def read_manual(self) -> None:
-        """a long prompt, half of it read from the provider's cache"""
+        """a long prompt, half of it from the cache"""
         self.client.models.generate_content(model="gemini-2.5-flash", contents=MANUAL)
 
     def think(self) -> None:
-        """thoughts, counted apart from the answer"""
+        """thinking, counted apart"""
         self.client.models.generate_content(model="gemini-2.5-pro", contents="Why is it gone?", config=REASONING)
 
     def stream(self) -> None:
@@ -56,7 +56,7 @@ class Initech:
         self.client.models.generate_content(model="gemini-2.5-flash", contents="Order a new one.", config=ORDER)
 
     def chat(self) -> None:
-        """a chat of two turns, each of them a call"""
+        """a chat of two turns"""
         chat = self.client.chats.create(model="gemini-2.5-pro")
         chat.send_message("Is it here?")
         chat.send_message("And now?")

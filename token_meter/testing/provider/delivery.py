@@ -58,7 +58,7 @@ class Delivery:
         """The pieces of the body and the pauses between them. Raises `Dropped` where the connection is cut."""
         faults = self.faults
         squeeze = zlib.compressobj(wbits=_GZIP_WINDOW) if faults.gzip else None
-        for sent, (chunk, last) in enumerate(_marking_last(self.reply.chunks)):
+        for sent, (chunk, last) in enumerate(self._chunks()):
             if faults.drop is not None and sent >= faults.drop:
                 raise Dropped
             if faults.cut is not None and sent >= faults.cut:
@@ -72,6 +72,12 @@ class Delivery:
                 yield Pause(faults.slow)
         if squeeze:
             yield squeeze.flush()
+
+    def _chunks(self) -> Iterator[tuple[bytes, bool]]:
+        """To know the last one takes a look ahead, which a handler that waits between its chunks is spared."""
+        if self.reply.billed:
+            return _marking_last(self.reply.chunks)
+        return ((chunk, False) for chunk in self.reply.chunks)
 
     def _handed_over(self, chunk: bytes, events: int, last: bool) -> None:
         """Written before the piece is handed out: a client that has read the end asks for nothing more."""

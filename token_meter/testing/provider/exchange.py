@@ -103,15 +103,9 @@ class Exchange:
         chunk.tells = billed
         return Reply(status, {"content-type": content_type}, [chunk], billed=billed, document=document)
 
-    def stream(
-        self,
-        events: Iterable[Event],
-        *billed: Billed,
-        errors: Iterable[Event] = (),
-        content_type: str = "text/event-stream",
-    ) -> Reply:
+    def stream(self, events: Iterable[Event], *billed: Billed, errors: Iterable[Event] = ()) -> Reply:
         """Server-sent events; `errors` are what the vendor sends when it fails in the middle."""
-        reply = Reply(200, {"content-type": content_type}, streamed=True, billed=billed)
+        reply = Reply(200, {"content-type": "text/event-stream"}, streamed=True, billed=billed)
         reply.chunks = self._framed(events, tuple(errors), reply)
         return reply
 

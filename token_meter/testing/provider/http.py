@@ -12,6 +12,8 @@ from token_meter.testing.provider.delivery import Delivery, Dropped, Pause
 from token_meter.testing.provider.transport import Open
 
 CLOSE_TIMEOUT_SECONDS: Final = 5.0
+POLL_SECONDS: Final = 0.02
+"""How soon the accepting thread notices that it is to stop."""
 
 
 class Server(ThreadingHTTPServer):
@@ -26,7 +28,9 @@ class Server(ThreadingHTTPServer):
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         super().__init__(("127.0.0.1", port), _Handler)
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="loopback-provider", daemon=True)
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(POLL_SECONDS,), name="loopback-provider", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -43,7 +47,7 @@ class Server(ThreadingHTTPServer):
                 del self._connections[request]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no error of ours; anything else was answered with a 500 before."""
+        """Silent: a client may go away, and what the provider does wrong stands in its `errors`."""
 
     def close(self) -> None:
         """Stop, interrupt what is still being delivered, and wait for the threads."""

@@ -19,11 +19,14 @@ _LOGGED_HEADERS: Final = re.compile(
     r"|openai-beta|traceparent|user-agent|x-goog-api-client|x-stainless-[\w-]+|x-token-meter-[\w-]+"
 )
 
+_SECRET: Final = re.compile(r"key|token|secret|password|signature", re.IGNORECASE)
+
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One file of a multipart form."""
+    """One file of a multipart form, and the name of its field."""
 
+    field: str
     filename: str
     data: bytes
 
@@ -37,7 +40,7 @@ class Request:
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     document: Mapping[str, Any] = field(default_factory=dict)
-    uploads: Mapping[str, Upload] = field(default_factory=dict)
+    uploads: tuple[Upload, ...] = ()
     faults: Faults = field(default_factory=Faults)
 
     @property
@@ -58,7 +61,8 @@ class Request:
 class SeenRequest:
     """What the log keeps of a request: nothing of its prompt and no key.
 
-    `headers` are only those on a list of harmless ones. `stream_options` are as received, None if absent.
+    `headers` are only those on a list of harmless ones, `query` is without anything that sounds like a secret.
+    `stream_options` are as received, None if absent.
     """
 
     method: str
@@ -76,7 +80,7 @@ def seen(request: Request) -> SeenRequest:
     return SeenRequest(
         method=request.method,
         path=request.path,
-        query={name: value for name, value in request.query.items() if name != "key"},
+        query={name: value for name, value in request.query.items() if not _SECRET.search(name)},
         model=request.model,
         stream=request.streamed,
         stream_options=request.document.get("stream_options"),
@@ -94,7 +98,7 @@ def read_request(method: str, target: str, headers: Mapping[str, str], body: byt
     headers = {name.lower(): value for name, value in headers.items()}
     content_type = headers.get("content-type", "")
     multipart = content_type.startswith("multipart/")
-    document, uploads = _read_form(content_type, body) if multipart else (_read_json(content_type, body), {})
+    document, uploads = _read_form(content_type, body) if multipart else (_read_json(content_type, body), ())
     return Request(
         method=method,
         path=unquote(re.sub("//+", "/", path)),
@@ -115,10 +119,10 @@ def _read_json(content_type: str, body: bytes) -> dict[str, Any]:
     return document
 
 
-def _read_form(content_type: str, body: bytes) -> tuple[dict[str, Any], dict[str, Upload]]:
+def _read_form(content_type: str, body: bytes) -> tuple[dict[str, Any], tuple[Upload, ...]]:
     form = message_from_bytes(b"content-type: " + content_type.encode() + b"\r\n\r\n" + body)
     fields: dict[str, Any] = {}
-    uploads: dict[str, Upload] = {}
+    uploads: list[Upload] = []
     for part in form.walk():
         name = part.get_param("name", header="content-disposition")
         if not isinstance(name, str):
@@ -126,7 +130,7 @@ def _read_form(content_type: str, body: bytes) -> tuple[dict[str, Any], dict[str
         payload = part.get_payload(decode=True)
         data = payload if isinstance(payload, bytes) else b""
         if filename := part.get_filename():
-            uploads[name] = Upload(filename, data)
+            uploads.append(Upload(name, filename, data))
         else:
             fields[name] = data.decode(errors="replace")
-    return fields, uploads
+    return fields, tuple(uploads)

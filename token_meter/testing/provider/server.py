@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
@@ -164,7 +164,17 @@ class LoopbackProvider:
             return Delivery(failure(Request(method, target), 400, str(problem)), Faults())
         with self._lock:
             self._requests.append(seen(request))
-        return Delivery(self._answer(request), request.faults)
+        reply = self._answer(request)
+        reply.chunks = self._watched(reply.chunks)
+        return Delivery(reply, request.faults)
+
+    def _watched(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """A stream that fails in the middle has its headers out: it breaks off, and the test finds the reason."""
+        try:
+            yield from chunks
+        except Exception as problem:
+            self.errors.append(problem)
+            raise
 
     def _answer(self, request: Request) -> Reply:
         if self._state.failing(request.faults):

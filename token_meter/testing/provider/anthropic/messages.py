@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from token_meter.testing.provider.account import Billed
@@ -53,6 +54,11 @@ class Turn:
     iterations: list[dict[str, Any]] = field(default_factory=list)
     extra: list[tuple[str, str, Usage]] = field(default_factory=list)
     """Lines of their own: kind, model, usage."""
+
+    def aside(self, kind: str, usage: Usage, *, model: str | None = None) -> None:
+        """Something that is billed apart, to this model unless another one is named."""
+        self.extra.append((kind, model or self.model, usage))
+        self.iterations.append(dict(iteration(usage, kind, model)))
 
 
 def messages(exchange: Exchange, names: Mapping[str, str]) -> Reply:
@@ -128,20 +134,20 @@ def _finished(exchange: Exchange, turn: Turn) -> Turn:
     if not _is_beta(exchange):
         return turn
     document = exchange.document
+    whole = prompt_size(document.get("messages")).tokens
+    before: list[ContentBlock] = []
     edits = (document.get("context_management") or {}).get("edits") or ()
     if any(str(edit.get("type", "")).startswith("compact") for edit in edits):
-        summarised = Usage(input=prompt_size(document.get("messages")).tokens, output=SUMMARY_TOKENS)
+        summarised = Usage(input=whole, output=SUMMARY_TOKENS)
         turn.usage = Usage({**turn.usage, "input": COMPACTED_TOKENS})
-        turn.blocks.insert(0, content.compaction())
-        turn.extra.append(("compaction", turn.model, summarised))
-        turn.iterations.append(dict(iteration(summarised, "compaction")))
+        before.append(content.compaction())
+        turn.aside("compaction", summarised)
     for tool in document.get("tools") or ():
         if str(tool.get("type", "")).startswith("advisor"):
-            advised = Usage(input=prompt_size(document.get("messages")).tokens, output=ADVICE_TOKENS)
-            advisor = answered(str(tool["model"]))
-            turn.blocks[:0] = content.advice(exchange)
-            turn.extra.append(("advisor_message", advisor, advised))
-            turn.iterations.append(dict(iteration(advised, "advisor_message", advisor)))
+            before += content.advice(exchange)
+            advised = Usage(input=whole, output=ADVICE_TOKENS)
+            turn.aside("advisor_message", advised, model=answered(str(tool["model"])))
+    turn.blocks[:0] = before
     turn.iterations.append(dict(iteration(turn.usage, "message")))
     return turn
 
@@ -189,17 +195,13 @@ def _bill(exchange: Exchange, turn: Turn, id: str) -> Billed:
     return line
 
 
-def _bill_extra(exchange: Exchange, turn: Turn, id: str) -> Iterator[Billed]:
-    for kind, model, usage in turn.extra:
-        yield exchange.bill(
-            API,
-            usage,
-            block=lambda it, kind=kind: iteration(it, kind),  # type: ignore[misc]
-            types=TYPES,
-            response_id=id,
-            model=model,
-            kind=kind,
-        )
+def _bill_extra(exchange: Exchange, turn: Turn, id: str) -> list[Billed]:
+    """The lines that stand in `iterations` and nowhere else."""
+    blocks = {kind: partial(iteration, kind=kind) for kind, _, _ in turn.extra}
+    return [
+        exchange.bill(API, usage, block=blocks[kind], types=TYPES, response_id=id, model=model, kind=kind)
+        for kind, model, usage in turn.extra
+    ]
 
 
 def _message(turn: Turn, id: str) -> dict[str, Any]:

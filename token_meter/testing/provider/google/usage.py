@@ -29,10 +29,11 @@ def generate_block(usage: Usage, *, vertex: bool, tier: str) -> Block:
     prompt, candidates = sum(given.values()), sum(made.values())
     block: dict[str, Any] = {
         "promptTokenCount": prompt,
-        "candidatesTokenCount": candidates,
         "totalTokenCount": prompt + candidates + usage.reasoning + usage.tool_input,
         "promptTokensDetails": _details(given),
     }
+    if made:
+        block["candidatesTokenCount"] = candidates
     if read:
         block |= {"cachedContentTokenCount": sum(read.values()), "cacheTokensDetails": _details(read)}
     if made and (vertex or set(made) != {"TEXT"}):

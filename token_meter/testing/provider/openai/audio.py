@@ -14,6 +14,7 @@ from typing import Any, Final
 from token_meter.testing.provider.account import Billed
 from token_meter.testing.provider.answer import Answer, tokens
 from token_meter.testing.provider.exchange import Exchange
+from token_meter.testing.provider.failures import failure
 from token_meter.testing.provider.openai.chat import DONE, SERVER_ERROR
 from token_meter.testing.provider.openai.usage import (
     SPEECH,
@@ -38,6 +39,10 @@ def transcribe(exchange: Exchange, names: Mapping[str, str]) -> Reply:
     """POST /audio/transcriptions and /audio/translations."""
     by_second = exchange.model.startswith("whisper")
     form = str(exchange.document.get("response_format") or "json")
+    if form == "verbose_json" and not by_second:
+        return failure(
+            exchange.request, 400, f"response_format 'verbose_json' is not compatible with {exchange.model!r}"
+        )
     answer = exchange.answer()
     seconds = _seconds(exchange)
     told = form not in _TEXT_FORMATS and names["verb"] == "transcriptions"
@@ -72,7 +77,7 @@ def speech(exchange: Exchange, _: Mapping[str, str]) -> Reply:
 
 def _seconds(exchange: Exchange) -> int:
     """Rounded up, at least one."""
-    size = sum(len(upload.data) for upload in exchange.request.uploads.values())
+    size = sum(len(upload.data) for upload in exchange.request.uploads)
     return max(1, -(-size // BYTES_PER_SECOND))
 
 

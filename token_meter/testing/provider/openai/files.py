@@ -53,7 +53,7 @@ class File:
 
 def upload(exchange: Exchange, _: Mapping[str, str]) -> Reply:
     """POST /files."""
-    sent = exchange.request.uploads.get("file")
+    sent = next(iter(exchange.request.uploads), None)
     if sent is None:
         return not_found(exchange, "No file was sent.")
     purpose = str(exchange.document.get("purpose", "batch"))

@@ -39,7 +39,7 @@ def _bill(exchange: Exchange, count: int, *, counted_in_tokens: bool) -> Billed:
     if not counted_in_tokens:
         return exchange.bill(API, Usage(images=count), block=None, types=frozenset({"images"}))
     document = exchange.document
-    sent = sum(name.startswith(("image", "mask")) for name in exchange.request.uploads) + len(
+    sent = sum(each.field.startswith(("image", "mask")) for each in exchange.request.uploads) + len(
         document.get("images") or ()
     )
     usage = Usage(

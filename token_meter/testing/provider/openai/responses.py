@@ -16,7 +16,7 @@ from token_meter.testing.provider.exchange import Exchange
 from token_meter.testing.provider.openai import items
 from token_meter.testing.provider.openai.chat import not_found
 from token_meter.testing.provider.openai.items import Item
-from token_meter.testing.provider.openai.tools import declared_function
+from token_meter.testing.provider.openai.tools import arguments, declared_function
 from token_meter.testing.provider.openai.usage import (
     IMAGES,
     RESPONSES,
@@ -134,30 +134,28 @@ def _run(exchange: Exchange) -> Stored:
     document = exchange.document
     effort = (document.get("reasoning") or {}).get("effort")
     function = _unanswered_function(document)
-    limit, schema = document.get("max_output_tokens"), ((document.get("text") or {}).get("format") or {}).get("schema")
-    answer = exchange.answer(limit=limit, schema=schema)
-    output = _output(exchange, answer, effort, function)
-    spoken = answer if not function else Answer((str(output[-1].done["arguments"]),))
-    usage = prompt_usage(_prompt(exchange), document.get("prompt_cache_options"))
-    usage += Usage(output=spoken.tokens, reasoning=reasoning_tokens(effort)) + _tool_calls(output)
-    stored = Stored(
-        exchange.new_id("resp_"), exchange.now, document, exchange.model, output, spoken if function else answer
+    schema = ((document.get("text") or {}).get("format") or {}).get("schema")
+    answer = (
+        arguments(function) if function else exchange.answer(limit=document.get("max_output_tokens"), schema=schema)
     )
+    output = _output(exchange, answer, effort, function)
+    stored = Stored(exchange.new_id("resp_"), exchange.now, document, exchange.model, output, answer)
     stored.polls_left = POLLS if document.get("background") else 0
-    stored.billed.append(exchange.bill(API, usage, block=responses_block, types=RESPONSES, response_id=stored.id))
-    if image_model := _image_model(document, output):
-        stored.billed.append(
-            exchange.bill(
-                API,
-                IMAGE_USAGE,
-                block=images_block,
-                types=IMAGES,
-                response_id=stored.id,
-                model=image_model,
-                kind="image_gen",
-            )
-        )
+    usage = prompt_usage(_prompt(exchange), document.get("prompt_cache_options"))
+    usage += Usage(output=answer.tokens, reasoning=reasoning_tokens(effort)) + _tool_calls(output)
+    _bill(exchange, stored, usage)
     return stored
+
+
+def _bill(exchange: Exchange, stored: Stored, usage: Usage) -> None:
+    """The response, and the pictures that another model made for it."""
+    id = stored.id
+    stored.billed.append(exchange.bill(API, usage, block=responses_block, types=RESPONSES, response_id=id))
+    if model := _image_model(stored.document, stored.output):
+        line = exchange.bill(
+            API, IMAGE_USAGE, block=images_block, types=IMAGES, response_id=id, model=model, kind="image_gen"
+        )
+        stored.billed.append(line)
 
 
 def _unanswered_function(document: Mapping[str, Any]) -> Mapping[str, Any] | None:

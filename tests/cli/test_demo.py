@@ -1,0 +1,156 @@
+"""`token-meter demo`: it runs, adds up, leaves something to explore, and would notice if anything were lost."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Cli
+from token_meter.cli.demo.customers import CUSTOMERS
+from token_meter.cli.demo.reconciliation import reconcile
+from token_meter.testing.events import make_event
+from token_meter.testing.provider import Billed
+from token_meter.usage import Usage
+
+WITHOUT_SDKS = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def _without(tmp_path: Path, *packages: str) -> str:
+    """A PYTHONPATH under which these packages are not installed, for the program and its workers."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(WITHOUT_SDKS.format(absent=set(packages)))
+    return f"{folder}:{Path(__file__).parents[2]}"
+
+
+@pytest.mark.timeout(120)
+def test_the_demo_accounts_for_every_call_and_can_be_run_again(program: Cli, cli: Cli, tmp_path: Path) -> None:
+    first = program("demo", "--fast", timeout=60)
+
+    assert (first.code, first.err) == (0, "")
+    assert "SIGKILL for process" in first.out and "started again for the" in first.out
+    told = next(line for line in first.lines if line.startswith("✓"))
+    calls = (
+        1 + sum(len(customer.tasks) for customer in CUSTOMERS) + 2 + 2 + 1 + 1
+    )  # the killed one, and tasks of several
+    assert told.startswith(
+        f"✓ {calls} of {calls} calls accounted for: {calls - 3} complete, 1 partial, 1 estimated, 1 unm"
+    )
+    commands = [line.split("#")[0].split(maxsplit=1) for line in first.lines if line.startswith("  token-meter ")]
+    assert len(commands) == 5
+    for _, arguments in commands:
+        result = cli(*shlex.split(arguments))
+        assert result.code == (1 if "doctor" in arguments else 0) and result.out
+
+    ledger = tmp_path / "token-meter-demo" / "usage.db"
+    (ledger.parent / "mine.txt").write_text("kept")
+    second = program("demo", "--fast", "--json", timeout=60)
+
+    document = second.json
+    assert second.code == 0 and document["reconciliation"]["ok"] is True
+    assert document["killed"] == 1
+    assert document["reconciliation"]["accounted"] == calls
+    shown = cli("usage", "--ledger", str(ledger), "--json").json
+    assert shown["total"]["events"] == calls
+    assert shown["by_status"] == document["reconciliation"]["by_status"]
+    assert (ledger.parent / "mine.txt").read_text() == "kept"
+
+
+@pytest.mark.timeout(60)
+def test_the_demo_runs_with_the_sdks_that_are_there(program: Cli, tmp_path: Path) -> None:
+    result = program("demo", "--fast", "--keep", "here", PYTHONPATH=_without(tmp_path, "anthropic", "google"))
+
+    assert result.code == 0
+    assert "globex takes no part: its SDK is missing. pip install 'token-meter[all]'" in result.out
+    assert "✓ 11 of 11 calls accounted for: 9 complete, 1 estimated, 1 unmetered" in result.out
+    assert (tmp_path / "here" / "usage.db").exists()
+
+
+def test_without_any_sdk_it_says_what_to_install(program: Cli, tmp_path: Path) -> None:
+    result = program("demo", "--fast", PYTHONPATH=_without(tmp_path, "openai", "anthropic", "google"))
+
+    assert result.code == 1
+    assert "pip install 'token-meter[all]'" in result.err and result.err.count("\n") == 1
+    assert not (tmp_path / "token-meter-demo").exists()
+
+
+def test_a_folder_of_somebody_elses_is_never_touched(cli: Cli, tmp_path: Path) -> None:
+    mine = tmp_path / "token-meter-demo"
+    mine.mkdir()
+    (mine / "usage.db").write_text("my own data")
+
+    result = cli("demo", "--fast")
+
+    assert result.code == 2 and "stays as it is" in result.err
+    assert (mine / "usage.db").read_text() == "my own data"
+    assert [path.name for path in mine.iterdir()] == ["usage.db"]
+
+
+# ---- the comparison itself ----
+
+
+def _billed(id: str, usage: Usage, **more: Any) -> Billed:
+    return Billed("openai.chat", "gpt-5-2025-08-07", usage, response_id=id, model_requested="gpt-5", **more)
+
+
+USAGE = Usage(input=3, output=1)
+
+
+def test_what_agrees_is_accounted_for() -> None:
+    result = reconcile([_billed("a", USAGE)], [make_event(1, response_id="a", usage=USAGE)])
+
+    assert result.ok and (result.calls, result.exact_tokens) == (1, 4)
+
+
+def test_a_charged_call_without_an_event_is_missing() -> None:
+    result = reconcile([_billed("a", USAGE), _billed("b", USAGE)], [make_event(1, response_id="a")])
+
+    assert not result.ok
+    assert [line.response_id for line in result.missing] == ["b"]
+
+
+def test_a_call_counted_twice_is_not_explained() -> None:
+    twice = [make_event(1, response_id="a"), make_event(2, response_id="a")]
+
+    result = reconcile([_billed("a", USAGE)], twice)
+
+    assert not result.ok
+    assert [event.id for event in result.unexplained] == ["evt_2"]
+
+
+def test_other_numbers_or_another_model_are_wrong() -> None:
+    billed = [_billed("a", USAGE), _billed("b", USAGE)]
+    events = [
+        make_event(1, response_id="a", usage=Usage(input=4)),
+        make_event(2, response_id="b", usage=USAGE, model="gpt-4o"),
+    ]
+
+    result = reconcile(billed, events)
+
+    assert not result.ok
+    assert [pair.event.id for pair in result.wrong] == ["evt_1", "evt_2"]
+
+
+def test_an_unmetered_event_stands_for_one_call_of_its_model() -> None:
+    unmetered = make_event(1, status="unmetered", usage=Usage(), model=None, model_requested="gpt-5")
+
+    once = reconcile([_billed("a", USAGE)], [unmetered])
+    twice = reconcile([_billed("a", USAGE), _billed("b", USAGE)], [unmetered])
+
+    assert once.ok and once.by_status == {"unmetered": 1} and once.exact_tokens == 0
+    assert not twice.ok
+    assert json.dumps(twice.to_json())

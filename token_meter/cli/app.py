@@ -1,0 +1,49 @@
+"""The command line put together. Commands import what they need when they run, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from token_meter.cli import customers, deliver, events
+from token_meter.cli.demo import demo
+from token_meter.cli.doctor import doctor
+from token_meter.cli.exits import EPILOG, Commands
+from token_meter.cli.usage import usage
+from token_meter.cli.version import version
+
+app = typer.Typer(
+    name="token-meter",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+)
+for command in (demo, usage, doctor, version):
+    app.command(epilog=EPILOG)(command)
+app.add_typer(events.app, name="events")
+app.add_typer(customers.app, name="customers")
+app.add_typer(deliver.app, name="deliver")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import token_meter
+        from token_meter.cli.output import write
+
+        write(f"token-meter {token_meter.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def token_meter_command(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Meter every LLM call once, exactly, to the right customer.
+
+    New here? `token-meter demo` needs no key. No data? `token-meter doctor` looks for it.
+    """

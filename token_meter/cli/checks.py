@@ -1,0 +1,267 @@
+"""What the facts mean: each check says how it is, and what to do where something is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from token_meter.cli.facts import NETWORK, OVERLAY, VOLATILE, Facts, LedgerFacts
+from token_meter.cli.text import age, counted
+from token_meter.health import STALE_SECONDS
+
+if TYPE_CHECKING:
+    from token_meter.backlog import DeliveryState, JournalStatus
+
+FREE_BYTES_MIN: Final = 100 << 20
+JOURNAL_BYTES_MAX: Final = 4 << 30
+KINDS_SHOWN_MAX: Final = 3
+
+
+class Level(Enum):
+    """How a check ends."""
+
+    FINE = "✓"
+    NOTICE = "!"
+    WRONG = "✗"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line: `WRONG` needs a human, `NOTICE` is worth knowing. `advice` says what to do."""
+
+    level: Level
+    subject: str
+    text: str
+    advice: str = ""
+
+
+def check_all(facts: Facts) -> list[Check]:
+    """Every check, in the order of the way that an event takes backwards."""
+    return [
+        *_ledger(facts),
+        *_quality(facts),
+        *_disk(facts),
+        *_journal(facts),
+        *_sinks(facts),
+        *_problems(facts.journal),
+        *_packages(facts),
+        *_environment(facts),
+    ]
+
+
+def _fine(subject: str, text: str) -> Check:
+    return Check(Level.FINE, subject, text)
+
+
+# ---- ledger ----
+
+
+def _ledger(facts: Facts) -> Iterator[Check]:
+    if facts.ledger is None:
+        yield Check(Level.WRONG, "ledger", facts.ledger_trouble or "cannot be read")
+        return
+    summary = facts.ledger.summary
+    told = f"{facts.place.shown}, schema {facts.ledger.revision}: "
+    if not summary.events:
+        yield Check(
+            Level.NOTICE, "ledger", told + "no events", "Wrap a client: docs/quickstart.md; or see `token-meter demo`."
+        )
+        return
+    last = f"{summary.last:%Y-%m-%d %H:%M:%S} UTC" if summary.last else "never"
+    yield _fine(
+        "ledger",
+        f"{told}{counted(summary.events, 'event')} of {counted(summary.customers, 'customer')}, the last at {last}",
+    )
+    if summary.dimensions_overflowed:
+        yield Check(
+            Level.NOTICE,
+            "dimensions",
+            f"more values than rollups hold: {', '.join(summary.dimensions_overflowed)}",
+            "Usage by them stays exact but is slower; do not declare dimensions that are nearly unique.",
+        )
+
+
+def _quality(facts: Facts) -> Iterator[Check]:
+    ledger, again = facts.ledger, facts.place.again
+    if ledger is None:
+        return
+    yield _conflicts(ledger)
+    if not ledger.events:
+        return
+    yield _share(
+        ledger, ledger.unattributed, "unattributed", Level.WRONG, "have no customer",
+        f"Put the calls in `with meter.customer(...)`; see them: token-meter events tail{again} --unattributed",
+    )  # fmt: skip
+    yield _share(
+        ledger, ledger.by_status.get("unmetered", 0), "unmetered", Level.WRONG,
+        "may have been charged and no answer was seen",
+        f"Compare with the provider's bill; see them: token-meter events tail{again} --status unmetered",
+    )  # fmt: skip
+    yield _share(
+        ledger, ledger.by_status.get("estimated", 0), "estimated", Level.NOTICE, "are estimated",
+        "Streams given up early; where a host accepts it, meter.allow_include_usage(host) gives counts.",
+    )  # fmt: skip
+    yield _share(
+        ledger, ledger.by_status.get("partial", 0), "partial", Level.NOTICE,
+        "ended early and hold the provider's counts up to there",
+    )  # fmt: skip
+    yield _anomalies(ledger)
+
+
+def _conflicts(ledger: LedgerFacts) -> Check:
+    number = ledger.summary.conflicts
+    if not number:
+        return _fine("conflicts", "no two different events under one id")
+    ids = ", ".join(each.id for each in ledger.conflicts)
+    return Check(
+        Level.WRONG,
+        "conflicts",
+        f"{counted(number, 'event')} with a known id and other billing fields came later and do not count: {ids}",
+        "Whoever sends them must give each its own id; the first one stands.",
+    )
+
+
+def _share(ledger: LedgerFacts, number: int, subject: str, level: Level, meaning: str, advice: str = "") -> Check:
+    window = f"since {ledger.since:%Y-%m-%d %H:%M}"
+    if not number:
+        return _fine(subject, f"none of {counted(ledger.events, 'event')} {window}")
+    share = 100 * number / ledger.events
+    return Check(level, subject, f"{number:,} of {ledger.events:,} events {window} ({share:.1f} %) {meaning}", advice)
+
+
+def _anomalies(ledger: LedgerFacts) -> Check:
+    if not ledger.anomalies:
+        return _fine("anomalies", "none")
+    most = sorted(ledger.anomalies.items(), key=lambda each: (-each[1], each[0]))[:KINDS_SHOWN_MAX]
+    kinds = ", ".join(f"{kind} {number:,}x" for kind, number in most)
+    read = f" among the newest {ledger.anomalies_read:,} events" if ledger.events > ledger.anomalies_read else ""
+    return Check(
+        Level.NOTICE,
+        "anomalies",
+        f"{kinds}{read}",
+        "What did not add up stands on each event: token-meter events show ID",
+    )
+
+
+# ---- journal ----
+
+
+def _disk(facts: Facts) -> Iterator[Check]:
+    disk = facts.disk
+    if disk is None:
+        return
+    if not disk.writable:
+        yield Check(
+            Level.WRONG, "journal disk", f"this user may not write in {disk.path}",
+            "Give it access, or name a folder that it may write: Meter(journal=...) or $TOKEN_METER_JOURNAL.",
+        )  # fmt: skip
+    if disk.free_bytes < FREE_BYTES_MIN:
+        yield Check(
+            Level.WRONG, "journal disk", f"only {disk.free_bytes >> 20} MiB are free on the disk of {disk.path}",
+            "Make room: when the disk is full, events wait in memory only.",
+        )  # fmt: skip
+    if disk.kind in OVERLAY or disk.kind in VOLATILE:
+        yield Check(
+            Level.NOTICE, "journal disk", f"{disk.path} is on {disk.kind}, which ends with the container or a restart",
+            "Mount a volume there, so that undelivered events survive.",
+        )  # fmt: skip
+    elif disk.kind in NETWORK:
+        yield Check(
+            Level.NOTICE, "journal disk", f"{disk.path} is on {disk.kind}, where file locks cannot always be relied on",
+            "Keep journal and SQLite ledger on a local disk.",
+        )  # fmt: skip
+    elif disk.writable and disk.free_bytes >= FREE_BYTES_MIN:
+        yield _fine("journal disk", f"{disk.kind or 'local'}, writable, {disk.free_bytes >> 30:,} GiB free")
+
+
+def _journal(facts: Facts) -> Iterator[Check]:
+    journal = facts.journal
+    if facts.journal_trouble:
+        yield Check(Level.WRONG, "journal", facts.journal_trouble)
+    elif journal is None:
+        yield Check(
+            Level.NOTICE, "journal", f"there is none at {facts.place.journal}: no program has metered into it here",
+            "Run this where the program runs, or name its journal with --journal.",
+        )  # fmt: skip
+    elif journal.bytes > JOURNAL_BYTES_MAX:
+        yield Check(
+            Level.WRONG, "journal", f"{journal.path} has {journal.bytes >> 20:,} MiB: a sink does not take its events",
+            f"See `token-meter deliver status{facts.place.again}`; `deliver forget NAME` gives a dead sink up.",
+        )  # fmt: skip
+    else:
+        yield _fine("journal", f"{journal.path}, {journal.bytes:,} bytes in {counted(journal.segments, 'segment')}")
+
+
+def _sinks(facts: Facts) -> Iterator[Check]:
+    for state in facts.journal.deliveries if facts.journal else ():
+        yield _backlog(state, facts.place.again)
+        if state.quarantined or state.invalid:
+            yield Check(
+                Level.WRONG, f"sink {state.name}",
+                f"{state.quarantined:,} refused events and {state.invalid:,} unreadable lines are in quarantine",
+                f"See `token-meter deliver quarantine list{facts.place.again}`.",
+            )  # fmt: skip
+        for reason in state.blocked.values():
+            yield Check(Level.WRONG, f"sink {state.name}", reason, "Upgrade token_meter in the delivering process.")
+
+
+def _backlog(state: DeliveryState, again: str) -> Check:
+    subject = f"sink {state.name}"
+    delivered = f"{counted(state.delivered, 'event')} delivered"
+    who = "nobody delivers now" if state.holder is None else f"process {state.holder} delivers"
+    if not state.backlog_events and not state.last_error:
+        return _fine(subject, f"{delivered}, nothing waits, {who}")
+    oldest = state.oldest_age_seconds or 0.0
+    waits = f"{counted(state.backlog_events, 'event')} wait, the oldest for {age(oldest)}"
+    error = f" (last error: {state.last_error})" if state.last_error else ""
+    stuck = oldest > STALE_SECONDS
+    advice = f"`token-meter deliver run{again}` delivers them now." if state.holder is None else ""
+    return Check(Level.WRONG if stuck else Level.NOTICE, subject, f"{delivered}, {waits}, {who}{error}", advice)
+
+
+def _problems(journal: JournalStatus | None) -> Iterator[Check]:
+    if journal is None:
+        return
+    if not journal.problems:
+        yield _fine("failures", "none inside metering")
+    for problem in journal.problems:
+        yield Check(
+            Level.WRONG, "failures",
+            f"{problem['what']} ({problem.get('count', 1):,}x, last {problem.get('last')}): {problem.get('error')}",
+            f"When it is dealt with, remove {journal.path / 'problems.jsonl'}.",
+        )  # fmt: skip
+
+
+# ---- surroundings ----
+
+
+def _packages(facts: Facts) -> Iterator[Check]:
+    installed = {name: number for name, number in facts.sdks.items() if number is not None}
+    if not installed:
+        yield Check(
+            Level.NOTICE, "SDKs", f"none of {', '.join(facts.sdks)} is installed in this Python",
+            "pip install 'token-meter[all]', or run doctor in the program's environment.",
+        )  # fmt: skip
+    else:
+        yield _fine("SDKs", ", ".join(f"{name} {number}" for name, number in installed.items()))
+    for name, trouble in facts.hooks.items():
+        if trouble is None:
+            yield _fine(f"hooks {name}", "found")
+        else:
+            yield Check(
+                Level.WRONG, f"hooks {name}", trouble, "Install a version of the SDK that docs/providers.md lists."
+            )
+
+
+def _environment(facts: Facts) -> Iterator[Check]:
+    if facts.disabled:
+        yield Check(
+            Level.WRONG,
+            "environment",
+            "TOKEN_METER_DISABLED is set: nothing is metered",
+            "Unset it where the program runs.",
+        )
+    names: Sequence[str] = facts.environment
+    yield _fine("environment", f"in force: {', '.join(names)}" if names else "no TOKEN_METER_ variable is set")

@@ -1,0 +1,179 @@
+"""`token-meter events`: the meter events themselves, newest, all, or one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Final
+from uuid import UUID
+
+import typer
+
+from token_meter.cli import options
+from token_meter.cli.catch_up import catch_up
+from token_meter.cli.event_rows import COLUMNS, EXPORT_COLUMNS, export_row, json_lines, short_row
+from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
+from token_meter.cli.filters import read_filters
+from token_meter.cli.follow import column_printer, follow, newest, print_json
+from token_meter.cli.moments import read_zone
+from token_meter.cli.output import Shape, chosen_shape, note, on_terminal, show, write, write_csv, write_json
+from token_meter.cli.place import find, reading
+from token_meter.cli.progress import counting
+from token_meter.cli.tables import Table
+from token_meter.cli.text import counted
+from token_meter.event import MeterEvent
+
+if TYPE_CHECKING:
+    from token_meter.ledger import Ledger
+
+SEARCHED_MAX: Final = 100_000
+"""Among so many of the newest events `show` looks for the end of an id."""
+
+CALL_DURATION_MAX: Final = timedelta(days=1)
+"""So much later than its id was made `show` first expects an event."""
+
+app = typer.Typer(cls=Commands, help="See, follow and export the meter events.", no_args_is_help=True, epilog=EPILOG)
+
+
+@app.command(epilog=EPILOG)
+def tail(
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    number: Annotated[int, typer.Option("-n", "--number", min=0, metavar="N", help="So many of the newest.")] = 20,
+    go_on: Annotated[bool, typer.Option("--follow", "-f", help="Go on and show events as they arrive.")] = False,
+    customer: options.CustomerOption = None,
+    unattributed: options.UnattributedOption = False,
+    since: options.SinceOption = None,
+    until: options.UntilOption = None,
+    time_zone: options.ZoneOption = "UTC",
+    model: options.ModelOption = None,
+    provider: options.ProviderOption = None,
+    operation: options.OperationOption = None,
+    status: options.StatusOption = None,
+    meter: options.MeterOption = None,
+    dimension: options.DimensionOption = None,
+    json: options.JsonOption = False,
+    csv: options.CsvOption = False,
+    markdown: options.MarkdownOption = False,
+) -> None:
+    """Show the newest events, oldest of them first.
+
+    With --json: an array; with --follow --json: one event per line, as they arrive.
+    """
+    shape = chosen_shape(json=json, csv=csv, markdown=markdown)
+    if go_on and shape in (Shape.CSV, Shape.MARKDOWN):
+        raise Failure("--follow goes with the plain table or with --json", code=WRONG_USAGE)
+    filters = read_filters(
+        customer=customer, unattributed=unattributed, status=status, dimension=dimension, since=since, until=until,
+        time_zone=time_zone, model=model, provider=provider, operation=operation, meter=meter,
+    )  # fmt: skip
+    zone = read_zone(time_zone)
+    place = find(ledger, journal)
+    catch_up(place)
+    with reading(place) as opened:
+        if go_on:
+            printer = print_json if shape is Shape.JSON else column_printer(zone)
+            follow(place, opened, filters, number=number, print_event=printer)
+        found = newest(opened, number, filters)
+    if shape is Shape.JSON:
+        write_json([event.to_json() for event in found])
+    elif shape is Shape.CSV:
+        write_csv(EXPORT_COLUMNS, map(export_row, found))
+    else:
+        short = shape is Shape.TABLE and on_terminal()
+        rows = [short_row(event, zone, short=short) for event in found]
+        show(Table(COLUMNS, rows, nothing="(none)"), shape)
+        if not found:
+            note("no events; if you expected some, run `token-meter doctor`")
+
+
+@app.command(epilog=EPILOG)
+def export(
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    format: Annotated[str, typer.Option("--format", metavar="jsonl|csv", help="What to write.")] = "jsonl",
+    customer: options.CustomerOption = None,
+    unattributed: options.UnattributedOption = False,
+    since: options.SinceOption = None,
+    until: options.UntilOption = None,
+    time_zone: options.ZoneOption = "UTC",
+    model: options.ModelOption = None,
+    provider: options.ProviderOption = None,
+    operation: options.OperationOption = None,
+    status: options.StatusOption = None,
+    meter: options.MeterOption = None,
+    dimension: options.DimensionOption = None,
+    json: options.JsonOption = False,
+    csv: options.CsvOption = False,
+) -> None:
+    """Write every event to standard output, oldest first, in constant memory.
+
+    JSON lines carry the whole event in its stable form. CSV has a column per token type; cells that a spreadsheet
+    would run as a formula are made text with a leading '.
+    """
+    written = _export_format(format, chosen_shape(json=json, csv=csv))
+    filters = read_filters(
+        customer=customer, unattributed=unattributed, status=status, dimension=dimension, since=since, until=until,
+        time_zone=time_zone, model=model, provider=provider, operation=operation, meter=meter,
+    )  # fmt: skip
+    place = find(ledger, journal)
+    catch_up(place)
+    with reading(place) as opened, counting("exporting") as count:
+        events = count(opened.iter_events(**filters))
+        if written == "csv":
+            write_csv(EXPORT_COLUMNS, map(export_row, events))
+        else:
+            for lines in json_lines(events):
+                write(lines)
+
+
+@app.command("show", epilog=EPILOG)
+def show_event(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The id, or enough characters of its end.")],
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Show one event with everything in it, the provider's own usage block too. Always JSON."""
+    place = find(ledger, journal)
+    catch_up(place)
+    with reading(place) as opened:
+        write_json(_one(opened, id).to_json())
+
+
+def _export_format(format: str, shape: Shape) -> str:
+    if shape is not Shape.TABLE:
+        return "csv" if shape is Shape.CSV else "jsonl"
+    if format not in ("jsonl", "csv"):
+        raise Failure(f"--format is jsonl or csv, not {format!r}", code=WRONG_USAGE)
+    return format
+
+
+def _one(ledger: Ledger, id: str) -> MeterEvent:
+    """The event with this id, or the only one with an id that ends so."""
+    exact = next((event for event in _near(ledger, id) if event.id == id), None)
+    if exact is not None:
+        return exact
+    ending: list[MeterEvent] = []
+    for number, event in enumerate(ledger.iter_events(order="desc")):
+        if event.id == id:
+            return event
+        if number < SEARCHED_MAX and event.id.endswith(id):
+            ending.append(event)
+    if not ending:
+        raise Failure(f"no event has the id {id!r}; `token-meter events tail` shows the newest")
+    if len(ending) > 1:
+        raise Failure(f"{counted(len(ending), 'event')} have an id that ends in {id!r}: give more of it")
+    return ending[0]
+
+
+def _near(ledger: Ledger, id: str) -> Iterator[MeterEvent]:
+    """The events around the time that stands in an id of ours (a UUIDv7)."""
+    try:
+        number = UUID(id)
+        made = datetime.fromtimestamp((number.int >> 80) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return iter(())
+    if number.version != 7:
+        return iter(())
+    return ledger.iter_events(since=made - timedelta(minutes=1), until=made + CALL_DURATION_MAX)

@@ -1,0 +1,80 @@
+"""Sinks as they are named on a command line."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from token_meter.cli.exits import WRONG_USAGE, Failure
+from token_meter.sinks.base import Sink, sink_name
+
+if TYPE_CHECKING:
+    from token_meter.cli.place import Place
+
+_FORM: Final = re.compile(r"(?:(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)=)?(?P<kind>[^:=]+)(?::(?P<rest>.+))?", re.DOTALL)
+FORMS: Final = "ledger, jsonl:PATH, NAME=jsonl:PATH or module:attribute"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A sink and the name its journal knows it by."""
+
+    name: str
+    sink: Sink
+
+    def close(self) -> None:
+        """Close the sink if it can be closed."""
+        close = getattr(self.sink, "close", None)
+        if close is not None:
+            close()
+
+
+def read_sinks(texts: Sequence[str], place: Place) -> list[Destination]:
+    """The sinks that were named. Wrong usage for one that cannot be made, or two of one name."""
+    sinks = [_read(text, place) for text in texts]
+    destinations = [Destination(sink_name(sink), sink) for sink in sinks]
+    names = [each.name for each in destinations]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise Failure(f"two sinks are called {double!r}: name them, as in audit=jsonl:audit.jsonl", code=WRONG_USAGE)
+    return destinations
+
+
+def _read(text: str, place: Place) -> Sink:
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise Failure(f"{text!r} names no sink: use {FORMS}", code=WRONG_USAGE)
+    name, kind, rest = match["name"], match["kind"], match["rest"]
+    if kind == "ledger" and rest is None:
+        from token_meter.sinks import LedgerSink
+
+        return LedgerSink(place.ledger)
+    if kind == "jsonl" and rest:
+        from token_meter.sinks import JsonlSink
+
+        return JsonlSink(rest, name=name or "jsonl")
+    if rest and name is None:
+        return _imported(kind, rest)
+    raise Failure(f"{text!r} names no sink: use {FORMS}", code=WRONG_USAGE)
+
+
+def _imported(module: str, attribute: str) -> Sink:
+    """A sink of the user's: an object with `send`, or something to call that makes one."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: a sidecar runs where the program's modules are
+    try:
+        found: Any = import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise Failure(f"cannot load the sink {module}:{attribute}: {error}", code=WRONG_USAGE) from None
+    if isinstance(found, type) or not hasattr(found, "send"):
+        found = found() if callable(found) else found
+    if not callable(getattr(found, "send", None)):
+        raise Failure(f"{module}:{attribute} is no sink: it has no send(events)", code=WRONG_USAGE)
+    return found  # type: ignore[no-any-return]
