@@ -1,6 +1,6 @@
 """Many calls at once, each for its own customer: the customer travels with the task, not with the client.
 
-    python examples/async_app.py
+python examples/async_app.py
 """
 
 from __future__ import annotations

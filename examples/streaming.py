@@ -34,14 +34,14 @@ def main() -> None:
         print(f"the program saw {len(chunks)} chunks, {len(without_choices)} of them without choices")
 
         with meter.customer("acme", case="given up, openai"):
-            with chat.chat.completions.create(model="gpt-5-mini", messages=QUESTION, stream=True) as stream:
-                list(islice(stream, 4))
+            stream = chat.chat.completions.create(model="gpt-5-mini", messages=QUESTION, stream=True)
+            list(islice(stream, 4))
+            stream.close()
 
         with meter.customer("acme", case="given up, anthropic"):
-            with claude.messages.create(
-                model="claude-haiku-4-5", max_tokens=200, messages=QUESTION, stream=True
-            ) as events:
-                list(islice(events, 4))
+            events = claude.messages.create(model="claude-haiku-4-5", max_tokens=200, messages=QUESTION, stream=True)
+            list(islice(events, 4))
+            events.close()
 
         with meter.customer("acme", case="cut by a proxy"):  # ends without any error: no SDK notices
             list(cut.chat.completions.create(model="gpt-5-mini", messages=QUESTION, stream=True))

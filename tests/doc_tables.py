@@ -126,7 +126,9 @@ TABLES: Final[Mapping[str, Callable[[], Iterator[str]]]] = {
 
 def renewed(page: str) -> str:
     """The text of a page with its tables as they should be."""
-    return _TABLE.sub(lambda match: match["begin"] + "".join(f"{line}\n" for line in TABLES[match["name"]]()) + match["end"], page)
+    return _TABLE.sub(
+        lambda match: match["begin"] + "".join(f"{line}\n" for line in TABLES[match["name"]]()) + match["end"], page
+    )
 
 
 def names_in(page: str) -> list[str]:

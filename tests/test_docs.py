@@ -177,9 +177,7 @@ PUBLIC = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [f"{home}.{name}" for home, names in PUBLIC.items() for name in names]
-)
+@pytest.mark.parametrize("name", [f"{home}.{name}" for home, names in PUBLIC.items() for name in names])
 def test_every_public_name_is_documented(name: str) -> None:
     pages = "\n".join(path.read_text("utf-8") for path in PAGES if path.parent.name == "docs")
     code = " ".join(re.findall(r"`[^`]+`", FENCE.sub(" ", pages))) + " ".join(
@@ -241,8 +239,8 @@ def test_the_readme_tests_what_ci_tests() -> None:
     ci = (ROOT / ".ci" / "run").read_text("utf-8")
 
     assert "-m pytest" in readme and "-m pytest" in ci
-    assert "pip install -q -e '.[test]'" in readme and "pip install -q -e '.[test]'" in ci
-    assert "pip install -q '.[demo]'" in readme
+    assert "install -q -e '.[test]'" in readme and "install -q -e '.[test]'" in ci
+    assert "install -q '.[demo]'" in readme and "[demo]" in ci
 
 
 def test_nothing_of_this_machine_or_of_a_registry_stands_in_the_pages() -> None:

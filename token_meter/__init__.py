@@ -1,17 +1,17 @@
 """Meter every LLM call once, exactly, durably, to the right customer.
 
-import openai
-from token_meter import Meter
-
-meter = Meter("usage.db")
-client = meter.wrap(openai.OpenAI())
-
-with meter.customer("acme", feature="chat") as tally:
-    client.responses.create(model="gpt-5", input="Hello")
-print(tally.usage)
+>>> import openai
+>>> from token_meter import Meter
+>>> meter = Meter("usage.db")
+>>> client = meter.wrap(openai.OpenAI())
+>>> with meter.customer("acme", feature="chat") as tally:
+...     client.responses.create(model="gpt-5", input="Hello")
+>>> print(tally.usage)
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from token_meter.context import Tally
 from token_meter.customer import CustomerScope
@@ -29,9 +29,11 @@ from token_meter.errors import (
     TokenMeterError,
     UnsupportedClient,
 )
-from token_meter.event import MeterEvent
 from token_meter.meter import Meter
 from token_meter.usage import HEADLINES, TOKEN_TYPES, TokenType, Usage
+
+if TYPE_CHECKING:
+    from token_meter.event import MeterEvent
 
 __version__ = "0.1.0"
 
@@ -57,3 +59,12 @@ __all__ = [
     "UnsupportedClient",
     "Usage",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The event class is loaded when it is first asked for: the hot path does without it."""
+    if name == "MeterEvent":
+        from token_meter.event import MeterEvent
+
+        return MeterEvent
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from token_meter.event import new_id
+from token_meter.schema import new_id
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
+class Clock(NamedTuple):
     """`now_ns` is wall time in nanoseconds since 1970, `monotonic` seconds that never step back, `mint` a new id."""
 
     now_ns: Callable[[], int] = time.time_ns

@@ -2,17 +2,19 @@
 
 A context variable holds one immutable `Attribution`. It is set and put back by value, never by token: a token
 must be reset in the context it was made in, and web frameworks, generators and thread pools leave a block in
-another one.
+another one. Each block links to the one around it, so leaving finds its own entry, and in a context where it has
+none it changes nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Final
+from types import AsyncGeneratorType, CoroutineType, GeneratorType, MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from token_meter.usage import Usage
 
@@ -26,11 +28,15 @@ _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Tally:
-    """What a `meter.customer(...)` block consumed so far; safe to read and add to from any thread."""
+    """What a `meter.customer(...)` block consumed so far; safe to read and add to from any thread.
 
-    __slots__ = ("_calls", "_lock", "_usage")
+    `add` takes no lock that another thread may hold: streams that are dropped are counted by finalisers.
+    """
+
+    __slots__ = ("_added", "_calls", "_lock", "_usage")
 
     def __init__(self) -> None:
+        self._added: deque[tuple[Usage, int]] = deque()
         self._lock = threading.Lock()
         self._usage = Usage()
         self._calls = 0
@@ -38,43 +44,174 @@ class Tally:
     @property
     def usage(self) -> Usage:
         """The sum of the usage of every call that ended so far."""
-        return self._usage
+        with self._lock:
+            self._sum_up()
+            return self._usage
 
     @property
     def calls(self) -> int:
         """How many calls ended so far."""
-        return self._calls
+        with self._lock:
+            self._sum_up()
+            return self._calls
 
     def add(self, usage: Usage, *, calls: int = 1) -> None:
         """Count one ended call."""
-        with self._lock:
+        self._added.append((usage, calls))
+        if len(self._added) > _ADDED_MAX and self._lock.acquire(blocking=False):
+            try:
+                self._sum_up()
+            finally:
+                self._lock.release()
+
+    def _sum_up(self) -> None:
+        while self._added:
+            usage, calls = self._added.popleft()
             self._usage = self._usage + usage
             self._calls += calls
 
     def __repr__(self) -> str:
-        return f"Tally(calls={self._calls}, usage={self._usage!r})"
+        return f"Tally(calls={self.calls}, usage={self.usage!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Attribution:
-    """The customer, the dimensions and the tallies that hold for a call."""
+_ADDED_MAX: Final = 64
+"""So many calls wait to be summed up; then one that adds does it."""
+
+
+class Attribution(NamedTuple):
+    """The customer, the dimensions and the tallies that hold for a call.
+
+    While one is in force, `owner` is the block that put it there and `outer` what was in force around that block.
+    """
 
     customer: str | None = None
-    dimensions: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    dimensions: Mapping[str, str] = _NOTHING
     tallies: tuple[Tally, ...] = ()
+    owner: object = None
+    outer: Attribution | None = None
 
-    def within(self, customer: str | None, dimensions: Mapping[str, str], tally: Tally | None = None) -> Attribution:
+    def within(
+        self, customer: str | None, dimensions: Mapping[str, str], tally: Tally | None = None, *, owner: object = None
+    ) -> Attribution:
         """A narrower attribution: another customer if one is given, dimensions merged, one more tally."""
         return Attribution(
             self.customer if customer is None else customer,
-            {**self.dimensions, **dimensions} if dimensions else self.dimensions,
+            _merged(self.dimensions, dimensions) if dimensions else self.dimensions,
             self.tallies if tally is None else (*self.tallies, tally),
+            owner,
+            None if owner is None else self,
         )
+
+    def entry(self, owner: object) -> Attribution | None:
+        """The innermost attribution that `owner` put in force, looking outwards from this one."""
+        found: Attribution | None = self
+        while found is not None and found.owner is not owner:
+            found = found.outer
+        return found
 
 
 NOBODY: Final = Attribution()
 
 CURRENT: ContextVar[Attribution] = ContextVar("token_meter.attribution", default=NOBODY)
+
+
+class Applied:
+    """Puts an attribution in force for one step of a function, a coroutine or a generator, and then takes it back.
+
+    What the step itself left in force (a generator that yields inside a block of its own) is there again at the next.
+    """
+
+    __slots__ = ("_inner", "_mark", "_outer")
+
+    def __init__(self, attribution: Attribution) -> None:
+        self._mark = object()
+        self._inner = Attribution(attribution.customer, attribution.dimensions, attribution.tallies, self._mark)
+
+    def __enter__(self) -> None:
+        self._outer = CURRENT.get()
+        CURRENT.set(self._inner)
+
+    def __exit__(self, *exc: object) -> None:
+        top = CURRENT.get()
+        if top.entry(self._mark) is not None:  # else: closed or collected in another context, which has its own
+            self._inner = top
+            CURRENT.set(self._outer)
+
+
+Stepped = Callable[..., tuple[Any, Attribution]]
+"""Given the arguments of a generator function: the generator to run, and the attribution to run it under."""
+
+
+def carried(begin: Stepped) -> Any:
+    """A generator function whose steps run under an attribution, whoever takes them."""
+
+    def steps(*args: Any, **kwargs: Any) -> Any:
+        generator, attribution = begin(*args, **kwargs)
+        applied = Applied(attribution)
+        step: Callable[[], Any] = functools.partial(next, generator)
+        while True:
+            try:
+                with applied:
+                    item = step()
+            except StopIteration as stop:
+                return stop.value
+            try:
+                sent = yield item
+            except GeneratorExit:
+                with applied:
+                    generator.close()
+                raise
+            except BaseException as error:  # noqa: BLE001 - handed on into the generator
+                step = functools.partial(generator.throw, error)
+            else:
+                step = functools.partial(generator.send, sent)
+
+    return steps
+
+
+def carried_async(begin: Stepped) -> Any:
+    """The same for an async generator function."""
+
+    async def steps(*args: Any, **kwargs: Any) -> Any:
+        generator, attribution = begin(*args, **kwargs)
+        applied = Applied(attribution)
+        step: Callable[[], Any] = generator.__anext__
+        while True:
+            try:
+                with applied:
+                    item = await step()
+            except StopAsyncIteration:
+                return
+            try:
+                sent = yield item
+            except GeneratorExit:
+                with applied:
+                    await generator.aclose()
+                raise
+            except BaseException as error:  # noqa: BLE001 - handed on into the generator
+                step = functools.partial(generator.athrow, error)
+            else:
+                step = functools.partial(generator.asend, sent)
+
+    return steps
+
+
+_steps: Final = carried(lambda generator, attribution: (generator, attribution))
+_async_steps: Final = carried_async(lambda generator, attribution: (generator, attribution))
+
+
+async def _awaited(coroutine: Any, attribution: Attribution) -> Any:
+    with Applied(attribution):
+        return await coroutine
+
+
+def carry_result(result: Any, attribution: Attribution) -> Any:
+    """What a function returned. A coroutine or a generator is still to be run: it will be under `attribution`."""
+    if isinstance(result, CoroutineType):
+        return _awaited(result, attribution)
+    if isinstance(result, GeneratorType):
+        return _steps(result, attribution)
+    return _async_steps(result, attribution) if isinstance(result, AsyncGeneratorType) else result
 
 
 def clean_name(value: object) -> str | None:
@@ -83,6 +220,13 @@ def clean_name(value: object) -> str | None:
         return None
     text = value if type(value) is str else str(value)
     return text[:NAME_LENGTH_MAX] or None
+
+
+def _merged(outer: Mapping[str, str], inner: Mapping[str, str]) -> Mapping[str, str]:
+    merged = {**outer, **inner}
+    if len(merged) > DIMENSIONS_MAX:  # the innermost say most about a call
+        merged = {**dict(list(outer.items())[: max(0, DIMENSIONS_MAX - len(inner))]), **inner}
+    return merged
 
 
 def clean_dimensions(dimensions: Mapping[str, object]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,7 +87,12 @@ def _position(entry: dict[str, Any]) -> Position:
 
 
 def _sparse(position: Position) -> dict[str, Any]:
-    return {name: value for name, value in asdict(position).items() if value is not False}
+    entry: dict[str, Any] = {"offset": position.offset}
+    if position.done:
+        entry["done"] = True
+    if position.skipping:
+        entry["skipping"] = True
+    return entry
 
 
 class CursorReader:

@@ -10,7 +10,17 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from token_meter.context import CURRENT, Attribution, Tally, clean_name
+from token_meter.context import (
+    CURRENT,
+    NOBODY,
+    Applied,
+    Attribution,
+    Tally,
+    carried,
+    carried_async,
+    carry_result,
+    clean_name,
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,23 +40,24 @@ class CustomerScope:
         from_: Callable[..., Any] | None = None,
         on_error: Callable[[str, BaseException], None],
     ) -> None:
+        if from_ is not None and _is_async(from_):
+            raise TypeError("customer(from_=...) needs a plain function: it is called before the function it decorates")
         self._customer = customer
         self._dimensions = dimensions
         self._from = from_
         self._on_error = on_error
-        self._outer: list[Attribution] = []
 
     def __enter__(self) -> Tally:
         if self._from is not None:
             raise TypeError("customer(from_=...) reads a function's arguments: use it as a decorator, not with `with`")
         tally = Tally()
-        outer = CURRENT.get()
-        self._outer.append(outer)
-        CURRENT.set(outer.within(self._customer, self._dimensions, tally))
+        CURRENT.set(CURRENT.get().within(self._customer, self._dimensions, tally, owner=self))
         return tally
 
     def __exit__(self, *exc: object) -> None:
-        CURRENT.set(self._outer.pop())
+        entered = CURRENT.get().entry(self)
+        if entered is not None and entered.outer is not None:  # else: left in a context it was not entered in
+            CURRENT.set(entered.outer)
 
     async def __aenter__(self) -> Tally:
         return self.__enter__()
@@ -71,65 +82,25 @@ class CustomerScope:
 
     def _function(self, function: Any) -> Any:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with _Applied(self._scope(args, kwargs)):
-                return function(*args, **kwargs)
+            scope = self._scope(args, kwargs)
+            with Applied(scope):
+                result = function(*args, **kwargs)
+            return carry_result(result, scope)
 
         return wrapper
 
     def _coroutine(self, function: Any) -> Any:
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with _Applied(self._scope(args, kwargs)):
+            with Applied(self._scope(args, kwargs)):
                 return await function(*args, **kwargs)
 
         return wrapper
 
     def _generator(self, function: Any) -> Any:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            scope = self._scope(args, kwargs)
-            generator = function(*args, **kwargs)
-            step: Callable[[], Any] = functools.partial(next, generator)
-            while True:
-                try:
-                    with _Applied(scope):
-                        item = step()
-                except StopIteration as stop:
-                    return stop.value
-                try:
-                    sent = yield item
-                except GeneratorExit:
-                    with _Applied(scope):
-                        generator.close()
-                    raise
-                except BaseException as error:  # noqa: BLE001 - handed on into the generator
-                    step = functools.partial(generator.throw, error)
-                else:
-                    step = functools.partial(generator.send, sent)
-
-        return wrapper
+        return carried(lambda *args, **kwargs: (function(*args, **kwargs), self._scope(args, kwargs)))
 
     def _async_generator(self, function: Any) -> Any:
-        async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            scope = self._scope(args, kwargs)
-            generator = function(*args, **kwargs)
-            step: Callable[[], Any] = generator.__anext__
-            while True:
-                try:
-                    with _Applied(scope):
-                        item = await step()
-                except StopAsyncIteration:
-                    return
-                try:
-                    sent = yield item
-                except GeneratorExit:
-                    with _Applied(scope):
-                        await generator.aclose()
-                    raise
-                except BaseException as error:  # noqa: BLE001 - handed on into the generator
-                    step = functools.partial(generator.athrow, error)
-                else:
-                    step = functools.partial(generator.asend, sent)
-
-        return wrapper
+        return carried_async(lambda *args, **kwargs: (function(*args, **kwargs), self._scope(args, kwargs)))
 
     def _scope(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attribution:
         customer = self._customer
@@ -141,29 +112,21 @@ class CustomerScope:
         return CURRENT.get().within(customer, self._dimensions)
 
 
-class _Applied:
-    """Puts an attribution in force and puts the outer one back, by value."""
+def _is_async(function: Any) -> bool:
+    import inspect  # slow to import, and decorators are few
 
-    __slots__ = ("_outer", "_scope")
-
-    def __init__(self, scope: Attribution) -> None:
-        self._scope = scope
-
-    def __enter__(self) -> None:
-        self._outer = CURRENT.get()
-        CURRENT.set(self._scope)
-
-    def __exit__(self, *exc: object) -> None:
-        CURRENT.set(self._outer)
+    return inspect.iscoroutinefunction(function)
 
 
 def carry_into_threads(original: Any, executor: Any, args: Any, kwargs: Any) -> Any:
     """Around `ThreadPoolExecutor.submit`: the submitted function runs for the customer of the submitter."""
     scope = CURRENT.get()
+    if scope is NOBODY or not args:
+        return original(*args, **kwargs)
     function, *rest = args
 
-    def carried(*inner_args: Any, **inner_kwargs: Any) -> Any:
-        with _Applied(scope):
+    def with_customer(*inner_args: Any, **inner_kwargs: Any) -> Any:
+        with Applied(scope):
             return function(*inner_args, **inner_kwargs)
 
-    return original(carried, *rest, **kwargs)
+    return original(with_customer, *rest, **kwargs)

@@ -6,22 +6,17 @@ versioned by `schema`; fields are added, never renamed or given another meaning.
 
 from __future__ import annotations
 
-import os
-import time as _time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from token_meter.errors import InvalidEvent, NewerSchema
+from token_meter.schema import SCHEMA as SCHEMA
+from token_meter.schema import STATUSES as STATUSES
+from token_meter.schema import Status as Status
+from token_meter.schema import new_id as new_id
 from token_meter.usage import Usage
-
-SCHEMA: Final = 1
-"""Version of the JSON form written by this package."""
-
-Status = Literal["complete", "partial", "estimated", "unmetered"]
-STATUSES: Final = ("complete", "partial", "estimated", "unmetered")
-"""How sure the quantities are (decision D6)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,26 +111,3 @@ def parse_time(text: str) -> datetime:
     """Read an RFC 3339 time; one without an offset is taken as UTC."""
     moment = datetime.fromisoformat(text)
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-_tails: list[str] = []
-"""Random halves of ids, drawn from the operating system in advance: a system call per id costs more than the id."""
-
-os.register_at_fork(after_in_child=_tails.clear)  # two processes must not mint from the same randomness
-
-
-def _draw() -> str:
-    digits = os.urandom(64 * 9).hex()
-    parts = [digits[at : at + 18] for at in range(0, 1152, 18)]
-    _tails.extend([f"-7{part[:3]}-8{part[3:6]}-{part[6:]}" for part in parts])
-    return _tails.pop()
-
-
-def new_id() -> str:
-    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then 72 random bits from the operating system."""
-    moment = f"{_time.time_ns() // 1_000_000:012x}"
-    try:
-        tail = _tails.pop()  # atomic: no lock
-    except IndexError:
-        tail = _draw()
-    return f"{moment[:8]}-{moment[8:]}{tail}"

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
-from token_meter.event import SCHEMA
 from token_meter.providers.base import RAW_USAGE_BYTES_MAX, Call, Reading, raw_numbers
 from token_meter.providers.publishers import publisher_of
+from token_meter.schema import SCHEMA
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 

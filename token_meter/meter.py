@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from token_meter.context import CURRENT, Attribution, clean_dimensions, clean_name
 from token_meter.customer import CustomerScope, carry_into_threads
 from token_meter.errors import InvalidEvent, NoLedger, TokenMeterError, UnsupportedClient
-from token_meter.event import SCHEMA, MeterEvent, Status, format_time
 from token_meter.providers import SDKS, sdk_of, supported
 from token_meter.providers.publishers import publisher_of
 from token_meter.recorder import CallRecorder
+from token_meter.schema import SCHEMA, Status
 from token_meter.sinks.base import Sink, sink_name
 from token_meter.usage import Usage
 
 if TYPE_CHECKING:
+    from datetime import date, datetime
+    from pathlib import Path
+
+    from token_meter.event import MeterEvent
     from token_meter.health import Health
     from token_meter.journal import Journal
     from token_meter.ledger import Ledger, UsageRow
     from token_meter.providers.patching import Undo
     from token_meter.reporter import Reporter
 
+    Moment = datetime | date | str | None
+
 Client = TypeVar("Client")
-Moment = datetime | date | str | None
 
 LEDGER_DEFAULT: Final = "usage.db"
 JOURNAL_DEFAULT: Final = "token_meter.journal"
@@ -40,7 +42,6 @@ EXIT_TIMEOUT_SECONDS: Final = 5.0
 """How long leaving the process waits for deliveries; what is left is delivered at the next start."""
 ID_LENGTH_MAX: Final = 255
 
-log = logging.getLogger("token_meter")
 _open: weakref.WeakSet[Meter] = weakref.WeakSet()
 
 
@@ -205,6 +206,8 @@ class Meter:
         Give `id` to make retries safe: an event with an id that is known counts nothing. The event is on disk when
         this returns. Raises ValueError or TypeError for quantities that are none.
         """
+        from token_meter.event import MeterEvent, format_time
+
         scope = CURRENT.get().within(clean_name(customer), clean_dimensions(dimensions or {}))
         quantities = Usage(units=usage) if isinstance(usage, int) else Usage(usage)
         if id is not None and not 0 < len(id) <= ID_LENGTH_MAX:
@@ -242,12 +245,12 @@ class Meter:
         found = next((sink for sink in self._sinks if hasattr(sink, "ledger")), None)
         if found is None:
             raise NoLedger(
-                "this meter has no ledger to query. Give it one: Meter('usage.db', ...) or Meter('postgresql://…', ...)."
+                "this meter has no ledger to query. Give it one: Meter('usage.db', ...) or Meter('postgresql://…')."
             )
         return found.ledger  # type: ignore[no-any-return]
 
     def events(
-        self, *, customer: str | None | object = ..., limit: int | None = None, **filters: Any
+        self, *, customer: str | object | None = ..., limit: int | None = None, **filters: Any
     ) -> list[MeterEvent]:
         """The events in the ledger, oldest first, this process's own included; filters as `Ledger.events`."""
         ledger = self.ledger
@@ -258,7 +261,7 @@ class Meter:
 
     def usage(
         self,
-        customer: str | None | object = ...,
+        customer: str | object | None = ...,
         *,
         by: Sequence[str] | str = ("model",),
         since: Moment = None,
@@ -287,7 +290,7 @@ class Meter:
     @property
     def journal_folder(self) -> Path | None:
         """The journal's folder; None while disabled."""
-        return None if self._journal is None else Path(self._journal.folder.path)
+        return None if self._journal is None else self._journal.folder.path
 
     def flush(self, timeout: float | None = 10.0) -> bool:
         """Deliver everything written so far to every sink; False if that took longer than `timeout` seconds."""
@@ -357,7 +360,7 @@ class Meter:
         fsync = os.environ.get("TOKEN_METER_FSYNC", "interval")
         if fsync not in ("always", "interval", "never"):
             raise ValueError(f"TOKEN_METER_FSYNC must be always, interval or never, not {fsync!r}")
-        return Journal(Path(folder) if folder is not None else journal_beside(self._sinks), fsync=fsync)  # type: ignore[arg-type]
+        return Journal(folder if folder is not None else journal_beside(self._sinks), fsync=fsync)  # type: ignore[arg-type]
 
     def _made_reporter(self) -> Reporter | None:
         if self._journal is None:
@@ -379,7 +382,11 @@ class Meter:
         """Reads show this process's own writes."""
         name = next((sink_name(sink) for sink in self._sinks if hasattr(sink, "ledger")), None)
         if self._reporter is not None and not self._reporter.flush(READ_TIMEOUT_SECONDS, sink=name):
-            log.warning("token_meter: the ledger has not taken every event yet; see `token-meter doctor`")
+            import logging
+
+            logging.getLogger("token_meter").warning(
+                "token_meter: the ledger has not taken every event yet; see `token-meter doctor`"
+            )
 
 
 class _Nowhere:
@@ -394,6 +401,8 @@ class _Nowhere:
 
 def journal_beside(sinks: Sequence[Sink]) -> Path:
     """The default journal folder: `<ledger>.journal` beside a ledger file, else one in the working directory."""
+    from pathlib import Path
+
     for sink in sinks:
         file = getattr(getattr(sink, "ledger", None), "file", None)
         if file is not None:

@@ -5,10 +5,8 @@ Nothing here raises into the caller's model call (D3): a failure is a counted pr
 
 from __future__ import annotations
 
-import fnmatch
-import logging
-from collections import Counter, deque
-from typing import Any, Protocol
+from collections import Counter
+from typing import Any, Final, Protocol
 
 from token_meter import lines
 from token_meter.clock import SYSTEM, Clock, Stamps
@@ -17,7 +15,8 @@ from token_meter.providers.base import Call, Endpoint, Reading
 from token_meter.providers.hosts import host_named
 from token_meter.usage import Usage
 
-log = logging.getLogger("token_meter")
+OBJECTS_MAX: Final = 10_000
+"""So many objects that are read more than once are remembered; the sinks know the others by their id."""
 
 
 class Lines(Protocol):
@@ -42,8 +41,8 @@ class CallRecorder:
         self._asleep = True  # until the first event: then the reporter is started
         self.mode = mode
         self._stamps = Stamps()
+        self._objects: dict[str, Usage | None] = {}
         self._include_usage: tuple[str, ...] = ()
-        self._late: deque[tuple[tuple[Tally, ...], Usage]] = deque()
 
     # ---- what the taps call ----
 
@@ -74,22 +73,29 @@ class CallRecorder:
         known = host_named(host)
         if known is not None and known.accepts_include_usage:
             return True
+        return bool(self._include_usage) and self._is_allowed(host)
+
+    def _is_allowed(self, host: str) -> bool:
+        import fnmatch
+
         return any(fnmatch.fnmatchcase(host, pattern) for pattern in self._include_usage)
 
     def allow_include_usage(self, *hosts: str) -> None:
         """Hosts (`name`, `name:port` or a `*` pattern) that accept `include_usage` beside those known to."""
-        self._include_usage = tuple(dict.fromkeys((*self._include_usage, *(host.lower() for host in hosts))))
+        self._include_usage = tuple(dict.fromkeys((*self._include_usage, *(host.lower() for host in hosts if host))))
 
     def record(self, call: Call, readings: list[Reading]) -> None:
         """Write the events of a call that ended, then let the tallies know."""
+        if readings and readings[0].object_id is not None:
+            readings = [reading for reading in readings if self._is_news(call, reading)]
         if not readings:
             self.void(call, "counted_before")
             return
         try:
             call.ended = True
             self._journal.ended(call.id, self._lines(call, readings))
-            if call.attribution.tallies or self._late:
-                self._tell(call.attribution.tallies, readings)
+            if call.attribution.tallies:
+                _tell(call.attribution.tallies, readings)
             if self._asleep:
                 self._asleep = False
                 self._wake()
@@ -101,7 +107,7 @@ class CallRecorder:
         call.ended = True
         if readings:
             self._journal.defer(call.id, self._lines(call, readings))
-            self._late.append((call.attribution.tallies, _total(readings)))
+            _tell(call.attribution.tallies, readings)
         else:
             self._journal.defer(call.id, lines.void(call, "counted_before"))
 
@@ -157,6 +163,18 @@ class CallRecorder:
         self.counts["events"] += len(written)
         return written[0] if len(written) == 1 else b"".join(written)
 
+    def _is_news(self, call: Call, reading: Reading) -> bool:
+        """False for an object that was read again and says the same: a poll after its end counts nothing."""
+        if reading.object_id is None:
+            return True
+        id = _derived_id(call, reading, reading.object_id)
+        if self._objects.get(id) == reading.usage:
+            return False
+        self._objects[id] = reading.usage
+        if len(self._objects) > OBJECTS_MAX:
+            del self._objects[next(iter(self._objects))]
+        return True
+
     def _notable(self, status: str, customer: str | None, anomalies: Any) -> None:
         counts = self.counts
         if status != "complete":
@@ -166,35 +184,25 @@ class CallRecorder:
         if customer is None:
             counts["unattributed"] += 1
             if counts["unattributed"] == 1:
-                log.warning(
+                import logging
+
+                logging.getLogger("token_meter").warning(
                     "token_meter: a call without a customer was metered. It is kept under customer=None; put calls "
                     "in `with meter.customer(...)` or wrap the client with `customer=...`. (Said once.)"
                 )
 
-    def _tell(self, tallies: tuple[Tally, ...], readings: list[Reading]) -> None:
-        if tallies:
-            total = _total(readings)
-            for tally in tallies:
-                tally.add(total)
-        while self._late:
-            late, usage = self._late.popleft()
-            for tally in late:
-                tally.add(usage)
 
-
-def _total(readings: list[Reading]) -> Usage:
-    total = Usage()
-    for reading in readings:
-        if reading.usage:
-            total = total + reading.usage
-    return total
+def _tell(tallies: tuple[Tally, ...], readings: list[Reading]) -> None:
+    total = sum((reading.usage for reading in readings if reading.usage), Usage())
+    for tally in tallies:
+        tally.add(total)
 
 
 def _derived_id(call: Call, reading: Reading, object_id: str) -> str:
     """The id of an object that is read more than once: the same wherever and whenever it is read (D5)."""
     import hashlib
 
-    key = "\n".join((call.provider, call.host, object_id, reading.model or ""))
+    key = "\n".join((call.provider, call.host, object_id, reading.model or call.model_requested or ""))
     text = hashlib.sha256(key.encode()).hexdigest()
     # A UUIDv8 (RFC 9562): 122 bits of the digest.
     return f"{text[:8]}-{text[8:12]}-8{text[13:16]}-{'89ab'[int(text[16], 16) % 4]}{text[17:20]}-{text[20:32]}"

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,8 +33,9 @@ from token_meter.segments import (
     to_event,
 )
 
-RECOVERED_AT_ONCE_MAX: Final = 2_000
-"""How many segments one sweep recovers, so that the rest of the sweep is not put off for long."""
+LOCKED_AT_ONCE_MAX: Final = 128
+SWEPT_AT_ONCE_MAX: Final = 4_096
+"""How many segments one sweep looks at, so that the rest of the keeper's work is not put off for long."""
 
 LEFTOVER_SECONDS: Final = 3_600.0
 
@@ -55,38 +57,52 @@ class Recovery:
             remove_leftovers(self._index.folder)
         names = self._index.names()
         self._settled.intersection_update(names)
-        recovered = 0
-        for name in names:
-            if name in self._settled:
-                continue
-            try:
-                recovered += self._visit(name)
-            except OSError as error:
-                self._problem("recover a dead process's segment", error)
-            if recovered >= RECOVERED_AT_ONCE_MAX:
-                break
-        return recovered
+        unsettled = [name for name in names if name not in self._settled]
+        return sum(
+            self._sweep(unsettled[begin : begin + LOCKED_AT_ONCE_MAX])
+            for begin in range(0, min(len(unsettled), SWEPT_AT_ONCE_MAX), LOCKED_AT_ONCE_MAX)
+        )
 
-    def _visit(self, name: str) -> bool:
+    def _sweep(self, names: Sequence[str]) -> int:
+        """Lock the dead ones first, then look which segments follow them: now no new ones can."""
+        dead: dict[str, int] = {}
+        recovered = 0
+        try:
+            for name in names:
+                with self._told():
+                    self._lock_if_dead(name, dead)
+            places = {name.partition("-")[2]: name for name in self._index.listed_now()} if dead else {}
+            for name, descriptor in dead.items():
+                with self._told():
+                    recovered += self._recover(descriptor, name, places)
+            return recovered
+        finally:
+            for descriptor in dead.values():
+                unlock(descriptor)
+                close_owned(descriptor)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._problem("recover a dead process's segment", error)
+
+    def _lock_if_dead(self, name: str, dead: dict[str, int]) -> None:
         path = self._index.folder / name
         if _sealed_already(path):
             self._settled.add(name)
-            return False
+            return
         try:
             descriptor = open_owned(path, os.O_RDWR | os.O_APPEND)
         except FileNotFoundError:
-            return False
-        try:
-            if not lock_now(descriptor):
-                return False
-            try:
-                return self._recover(descriptor, name)
-            finally:
-                unlock(descriptor)
-        finally:
+            return
+        if lock_now(descriptor):
+            dead[name] = descriptor
+        else:
             close_owned(descriptor)
 
-    def _recover(self, descriptor: int, name: str) -> bool:
+    def _recover(self, descriptor: int, name: str, places: Mapping[str, str]) -> bool:
         size = os.fstat(descriptor).st_size
         if os.fstat(descriptor).st_nlink == 0 or is_sealed(descriptor, size):
             return False
@@ -96,17 +112,26 @@ class Recovery:
             self._settled.add(name)
             self._problem("a segment waits for a newer version", newer)
             return False
-        if outstanding and carried_on(self._index, name):
+        if outstanding and self._carried_on(name, places):
             outstanding = {}
         lines = b"".join(self._unmetered(opened) for opened in outstanding.values())
         torn = b"\n" if complete_end(descriptor, size) != size else b""
         data = torn + lines + SEALED_LINE
         if os.write(descriptor, data) != len(data):
-            raise OSError(28, f"no room to close {name}")
+            raise OSError(ENOSPC, f"no room to close {name}")
         if self._durable:
             os.fsync(descriptor)
         self._settled.add(name)
         return True
+
+    def _carried_on(self, name: str, places: Mapping[str, str]) -> bool:
+        """Whether the writer took its open calls along into its next segment and died before sealing this one.
+
+        Without this question a call that ended in the next segment would become `unmetered` here.
+        """
+        this = SegmentName.parse(name)
+        following = this and places.get(f"{this.pid}-{this.writer}-{this.number + 1}{SUFFIX}")
+        return bool(following) and _carries_from(self._index.folder / str(following), name)
 
     def _unmetered(self, opened: dict[str, Any]) -> bytes:
         try:
@@ -162,19 +187,6 @@ def unmetered_line(opened: dict[str, Any]) -> bytes:
     }
     to_event(document)
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
-
-
-def carried_on(index: SegmentIndex, name: str) -> bool:
-    """Whether the writer took its open calls along into its next segment and died before sealing this one.
-
-    Without this question a call that ended in the next segment would become `unmetered` here.
-    """
-    parsed = SegmentName.parse(name)
-    if parsed is None:
-        return False
-    ending = f"-{parsed.pid}-{parsed.writer}-{parsed.number + 1}{SUFFIX}"
-    following = [other for other in index.names() if other.endswith(ending)]
-    return any(_carries_from(index.folder / other, name) for other in following)
 
 
 def _carries_from(path: Path, name: str) -> bool:

@@ -169,9 +169,15 @@ class SegmentIndex:
     def _list(self) -> tuple[str, ...]:
         try:
             with os.scandir(self.folder) as entries:
-                return tuple(sorted(entry.name for entry in entries if SegmentName.parse(entry.name)))
+                return tuple(sorted(entry.name for entry in entries if _NAME.fullmatch(entry.name)))
         except OSError:
             return ()
+
+    def listed_now(self) -> tuple[str, ...]:
+        """The same, listed again in any case."""
+        with self._lock:
+            self._seen = None
+            return self.names()
 
     def size(self, name: str) -> int:
         """The segment's size; 0 when it is gone."""

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli, clean_environment, store
+from tests.cli.journals import delivering, write_journal
+from token_meter.cli.place import find
 from token_meter.testing.events import make_event
 from token_meter.usage import Usage
 
@@ -286,8 +288,6 @@ def test_usage_of_a_killed_program_shows(program: Cli, tmp_path: Path) -> None:
 
 
 def test_what_waits_in_the_journal_is_delivered_first_and_said(cli: Cli, tmp_path: Path) -> None:
-    from tests.cli.journals import write_journal
-
     write_journal(tmp_path / "usage.db.journal", [make_event(60 + number, customer="late") for number in range(3)])
 
     result = cli("usage", "--by", "customer", "--customer", "late")
@@ -298,16 +298,27 @@ def test_what_waits_in_the_journal_is_delivered_first_and_said(cli: Cli, tmp_pat
 
 
 def test_a_journal_of_other_sinks_is_left_alone(cli: Cli, tmp_path: Path) -> None:
-    from tests.cli.journals import write_journal
-
     write_journal(tmp_path / "usage.db.journal", [make_event(70, customer="late")], sinks=["elsewhere"])
 
     assert cli("usage", "--customer", "late", "--json").json["rows"] == []
 
 
-def test_reading_never_waits_for_a_program_that_delivers(cli: Cli, tmp_path: Path) -> None:
-    from tests.cli.journals import delivering, write_journal
+def test_a_journal_that_may_be_another_ledgers_is_left_alone(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal does not know which ledger it feeds: reading one ledger must not fill it with another's events."""
+    write_journal(tmp_path / "configured.journal", [make_event(90, customer="late")])
+    monkeypatch.setenv("TOKEN_METER_JOURNAL", "configured.journal")
+    store([make_event(91)], "other.db")
 
+    assert cli("usage", "--ledger", "other.db", "--json").json["delivered_first"] == 0
+    assert cli("usage", "--json").json["delivered_first"] == 1
+    assert find("postgresql://elsewhere/x").fed is False
+    monkeypatch.setenv("TOKEN_METER_LEDGER", "postgresql://elsewhere/x")
+    assert find("postgresql://elsewhere/x").fed is True
+
+
+def test_reading_never_waits_for_a_program_that_delivers(cli: Cli, tmp_path: Path) -> None:
     write_journal(tmp_path / "usage.db.journal", [make_event(80, customer="late")])
     with delivering(tmp_path / "usage.db.journal", "ledger"):
         result = cli("usage", "--customer", "late", "--json")

@@ -36,7 +36,7 @@ times = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.jus
 
 any_event = st.builds(
     MeterEvent,
-    id=st.uuids().map(str),
+    id=st.text(st.characters(), max_size=8),
     time=times,
     usage=st.dictionaries(st.sampled_from(list(TOKEN_TYPES)), numbers).map(Usage),
     duration_ms=st.none() | st.integers(-(2**63) + 1, QUANTITY_MAX),
@@ -61,9 +61,9 @@ any_event = st.builds(
 
 
 @ON_BOTH
-@given(batch=st.lists(any_event, max_size=5, unique_by=lambda event: event.id))
+@given(batch=st.lists(any_event, max_size=4))
 def test_every_field_of_every_event_comes_back(ledger, batch):
-    batch = [replace(event, meter=f"{event.meter}{uuid4()}") for event in batch]
+    batch = [replace(event, id=f"{event.id}{uuid4()}", meter=f"{event.meter}{uuid4()}") for event in batch]
 
     recorded = ledger.record(batch)
 
@@ -129,7 +129,7 @@ def test_another_event_under_the_same_id_is_a_conflict_that_stays_visible(ledger
     ledger.record([original])
 
     assert ledger.record([other]) == Recorded(conflicts=1)
-    assert ledger.record([other, other]) == Recorded(conflicts=2)
+    assert ledger.record([other, other]) == Recorded(duplicates=1, conflicts=1)
     assert ledger.events() == [original]
     assert usage_of(ledger) == (original.usage, 1)
     [conflict] = ledger.conflicts()
@@ -196,7 +196,9 @@ def test_sums_beyond_what_a_database_integer_holds_are_exact(ledger):
 
 def test_hostile_text_is_kept_searched_and_grouped(ledger):
     batch = [
-        make_event(number, id=f"{text}/{number}", customer=text, model=text, dimensions={"feature": text, text: text})
+        make_event(
+            number, id=f"{text[:100]}/{number}", customer=text, model=text, dimensions={"feature": text, text: text}
+        )
         for number, text in enumerate(NAUGHTY)
         if len(text) < 1000
     ]

@@ -7,7 +7,9 @@ Everything runs the vendors' real SDKs. A bench answers inside the process, unde
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
@@ -35,6 +37,10 @@ RESPONSE: dict[str, Any] = {"model": "gpt-5", "input": "Hello"}
 MESSAGE: dict[str, Any] = {"model": "claude-sonnet-4-6", "max_tokens": 99, "messages": MESSAGES}
 GENERATE: dict[str, Any] = {"model": "gemini-2.5-flash", "contents": "Hello"}
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+_TLS = ssl.create_default_context()
+"""Shared, because making one takes longer than a test; nothing here talks TLS."""
 
 
 class Bench:
@@ -118,7 +124,7 @@ class Bench:
 
     def google(self, *, is_async: bool = False, wrap: bool = True, **options: Any) -> Any:
         base = self.base("google", options, "")["base_url"]
-        http: dict[str, Any] = {"base_url": base, **options.pop("http_options", {})}
+        http: dict[str, Any] = {"base_url": base, "async_client_args": {"ssl": _TLS}, **options.pop("http_options", {})}
         if options.pop("aiohttp", False):
             assert self._sockets, "aiohttp needs a port"
         elif not self._sockets:
@@ -139,11 +145,11 @@ class Bench:
         """An HTTP client that answers inside the process, closed at the end of the test."""
         if is_async:
             transport = None if self._sockets else self.provider.async_transport(library)
-            client = library.AsyncClient(transport=transport, timeout=30)
+            client = library.AsyncClient(transport=transport, timeout=30, verify=_TLS)
             self._async_stack.push_async_callback(client.aclose)
             return client
         transport = None if self._sockets else self.provider.transport(library)
-        return self._stack.enter_context(library.Client(transport=transport, timeout=30))
+        return self._stack.enter_context(library.Client(transport=transport, timeout=30, verify=_TLS))
 
     def run(self, main: Callable[[], Awaitable[Any]]) -> Any:
         """Run a coroutine function to its end, and close the asynchronous clients made so far."""
@@ -160,6 +166,13 @@ class Bench:
         if not isinstance(client, (openai.AsyncOpenAI, anthropic.AsyncAnthropic)) and hasattr(client, "close"):
             self._stack.callback(_close, client)
         return self.meter.wrap(client) if wrap else client
+
+
+def collect() -> None:
+    """Collect garbage: what the SDKs and pytest hold for good is left out after the first time, for speed."""
+    gc.collect()
+    if not gc.get_freeze_count():
+        gc.freeze()
 
 
 def _close(client: Any) -> None:

@@ -54,7 +54,7 @@ def _tell(result: Delivered) -> None:
 def feeds_the_ledger(place: Place) -> bool:
     """Whether there is a journal whose events belong into this ledger."""
     folder = JournalFolder(place.journal)
-    if not folder.exists():
+    if not place.fed or not folder.exists():
         return False
     sinks = folder.registered()
     return sinks is None or LEDGER_SINK in sinks

@@ -29,11 +29,16 @@ ADVICE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A ledger (path or URL), the file it is in if it is one, and the journal folder that feeds it."""
+    """A ledger (path or URL), the file it is in if it is one, and a journal folder.
+
+    `fed`: the journal surely feeds this ledger. A journal only knows that it feeds *a* ledger, so one that merely
+    lies here may be another's, and delivering it would mix two ledgers.
+    """
 
     ledger: str
     file: Path | None
     journal: Path
+    fed: bool = True
 
     @property
     def shown(self) -> str:
@@ -56,10 +61,18 @@ class Place:
 
 def find(ledger: str | None = None, journal: Path | None = None) -> Place:
     """The place that the options name, else the environment, else `usage.db` here."""
-    named = ledger or os.environ.get(LEDGER_VARIABLE) or LEDGER_DEFAULT
+    configured = os.environ.get(LEDGER_VARIABLE) or LEDGER_DEFAULT
+    named = ledger or configured
     file = _file(named)
-    folder = journal or os.environ.get(JOURNAL_VARIABLE) or (f"{file}.journal" if file else JOURNAL_WITHOUT_FILE)
-    return Place(named, file, Path(folder))
+    if journal is not None:
+        return Place(named, file, journal)
+    # $TOKEN_METER_JOURNAL belongs to the ledger that the environment names, not to one named on the command line.
+    configured_journal = os.environ.get(JOURNAL_VARIABLE) if named == configured else None
+    if configured_journal:
+        return Place(named, file, Path(configured_journal))
+    if file is not None:
+        return Place(named, file, Path(f"{file}.journal"))
+    return Place(named, None, Path(JOURNAL_WITHOUT_FILE), fed=named == configured)
 
 
 def _file(ledger: str) -> Path | None:

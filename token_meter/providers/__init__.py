@@ -6,12 +6,10 @@ A row names the module root by which a client is recognised, the extra that inst
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Sdk:
+class Sdk(NamedTuple):
     """One metered SDK: `name` as `instrument` takes it, `package` as pip does, and the file that hooks it."""
 
     name: str

@@ -10,18 +10,16 @@ Recorder   takes calls and readings further (the Meter); providers know nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from token_meter.context import Attribution
-from token_meter.event import Status
+from token_meter.schema import Status
 from token_meter.usage import QUANTITY_MAX, Usage
 
 Body = dict[str, Any]
 """A parsed JSON object as a provider sent it: hostile until read."""
 
 
-@dataclass(slots=True)
 class Reading:
     """What an answer said about one billed line.
 
@@ -30,16 +28,31 @@ class Reading:
     instead of minted (decision D5). `resolves` is the object id of an earlier placeholder whose usage this is.
     """
 
-    usage: Usage | None
-    model: str | None = None
-    response_id: str | None = None
-    price_context: dict[str, Any] = field(default_factory=dict)
-    raw_usage: Mapping[str, Any] | None = None
-    anomalies: list[str] = field(default_factory=list)
-    object_id: str | None = None
-    resolves: str | None = None
-    status: Status = "complete"
-    estimator: str | None = None
+    __slots__ = (
+        "anomalies", "estimator", "model", "object_id", "price_context", "raw_usage", "resolves", "response_id",
+        "status", "usage",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        usage: Usage | None,
+        *,
+        model: str | None = None,
+        response_id: str | None = None,
+        status: Status = "complete",
+        anomalies: list[str] | None = None,
+        raw_usage: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.usage = usage
+        self.model = model
+        self.response_id = response_id
+        self.price_context: dict[str, Any] = {}
+        self.raw_usage = raw_usage
+        self.anomalies = [] if anomalies is None else anomalies
+        self.object_id: str | None = None
+        self.resolves: str | None = None
+        self.status: Status = status
+        self.estimator: str | None = None
 
 
 class Fold:
@@ -75,8 +88,7 @@ class Fold:
         """The stream ended: read what was only remembered so far."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """One metered path: its operation name and pure functions that read its answers.
 
     `fields` are the top-level fields wanted, `bulky` the one with the content, which is read around. `estimates` says
@@ -93,8 +105,7 @@ class Endpoint:
     injects_usage: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(NamedTuple):
     """A row of the host table: who answers there, and whether `include_usage` is known to be accepted."""
 
     provider: str

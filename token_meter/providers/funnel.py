@@ -11,9 +11,8 @@ import copy
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from token_meter.context import Attribution
 from token_meter.errors import BudgetExceeded
@@ -29,8 +28,7 @@ MARK: Final = "token_meter"
 _ACTIVE: ContextVar[Call | None] = ContextVar("token_meter.call", default=None)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Vendor:
+class Vendor(NamedTuple):
     """What differs between the SDKs of this family: a name and the pure functions of its provider file."""
 
     name: str
@@ -40,8 +38,7 @@ class Vendor:
     may_ask_for_usage: Callable[[Any, dict[str, Any]], bool] = lambda client, asked: False
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(NamedTuple):
     """What a wrapped client carries: who records its calls and, if bound, for whom."""
 
     recorder: Recorder

@@ -7,6 +7,7 @@ returns a sum (measured, reference/sdk-surface.md §0). Here each hop is one cal
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import AsyncIterator, Iterator
 from functools import lru_cache
 from typing import Any, Final
@@ -16,6 +17,8 @@ from token_meter.errors import BudgetExceeded, MeteringUnavailable
 from token_meter.providers import google
 from token_meter.providers.base import Call, Recorder
 from token_meter.providers.funnel import Binding, failed
+from token_meter.providers.genai_streams import carry, release
+from token_meter.providers.genai_streams import instrument as instrument_streams
 from token_meter.providers.hosts import host_named
 from token_meter.providers.patching import Patch, patch
 from token_meter.providers.settle import read_body
@@ -47,11 +50,11 @@ _CHUNKS: Final = Chunks()
 
 def request(binding: Binding, original: Any, api: Any, args: Any, kwargs: Any) -> Any:
     """Around one plain hop."""
-    call = _begin(binding, api, args, kwargs)
+    call, handled = _begin(binding, api, args, kwargs), sys.exception()
     try:
         response = original(*args, **kwargs)
     except BaseException as error:
-        failed(call, error)
+        failed(call, error, handled)
         raise
     _answered(call, response, args, kwargs)
     return response
@@ -59,11 +62,11 @@ def request(binding: Binding, original: Any, api: Any, args: Any, kwargs: Any) -
 
 async def async_request(binding: Binding, original: Any, api: Any, args: Any, kwargs: Any) -> Any:
     """Around one plain hop, async."""
-    call = _begin(binding, api, args, kwargs)
+    call, handled = _begin(binding, api, args, kwargs), sys.exception()
     try:
         response = await original(*args, **kwargs)
     except BaseException as error:
-        failed(call, error)
+        failed(call, error, handled)
         raise
     _answered(call, response, args, kwargs)
     return response
@@ -71,7 +74,7 @@ async def async_request(binding: Binding, original: Any, api: Any, args: Any, kw
 
 def request_streamed(binding: Binding, original: Any, api: Any, args: Any, kwargs: Any) -> Iterator[Any]:
     """Around one streamed hop: a generator, as the SDK's own; the request leaves at the first `next()`."""
-    call = _begin(binding, api, args, kwargs)
+    call, handled = _begin(binding, api, args, kwargs), sys.exception()
     tap = _tap(call, args, kwargs)
     chunks = original(*args, **kwargs)
     started = False
@@ -81,22 +84,22 @@ def request_streamed(binding: Binding, original: Any, api: Any, args: Any, kwarg
             _feed(tap, chunk)
             yield chunk
     except GeneratorExit:
-        _ended(call, tap, "closed")
+        _ended(call, tap, "closed", later=True)  # most often by the collector
         chunks.close()
         raise
     except BaseException as error:
-        _broke(call, tap, error, started=started)
+        _broke(call, tap, error, None if started else handled, started=started)
         raise
     _ended(call, tap, "ended")
 
 
 async def async_request_streamed(binding: Binding, original: Any, api: Any, args: Any, kwargs: Any) -> Any:
     """Around one streamed hop, async: the SDK's coroutine sends and returns an async generator."""
-    call = _begin(binding, api, args, kwargs)
+    call, handled = _begin(binding, api, args, kwargs), sys.exception()
     try:
         chunks = await original(*args, **kwargs)
     except BaseException as error:
-        failed(call, error)
+        failed(call, error, handled)
         raise
     return MeteredChunks(call, _tap(call, args, kwargs), chunks)
 
@@ -120,7 +123,7 @@ class MeteredChunks:
             _ended(self._call, self._tap, "ended")
             raise
         except BaseException as error:
-            _broke(self._call, self._tap, error, started=self._started)
+            _broke(self._call, self._tap, error, None, started=self._started)
             raise
         self._started = True
         _feed(self._tap, chunk)
@@ -150,7 +153,7 @@ def _begin(binding: Binding, api: Any, args: tuple[Any, ...], kwargs: dict[str, 
         endpoint = google.endpoint(method.lower(), path)
         if endpoint is None:
             return None
-        host = _host(api)
+        host = _host(api, kwargs.get("http_options") or (args[3] if len(args) > 3 else None))
         known = host_named(host)
         provider = google.provider_by_path(path) or (known.provider if known else "google")
         if getattr(api, "vertexai", False):
@@ -189,18 +192,20 @@ def _tap(call: Call | None, args: Any, kwargs: Any) -> Tap | None:
 
 
 def _feed(tap: Tap | None, chunk: Any) -> None:
-    if tap is not None:
-        body = chunk.body
+    body = getattr(chunk, "body", None)
+    if tap is not None and body is not None:
         tap.take(body.encode() if isinstance(body, str) else body)
 
 
-def _ended(call: Call | None, tap: Tap | None, how: str) -> None:
+def _ended(call: Call | None, tap: Tap | None, how: str, *, later: bool = False) -> None:
     if call is not None and tap is not None:
         call.fresh = False
-        tap.settle(how)
+        tap.settle(how, later=later)
 
 
-def _broke(call: Call | None, tap: Tap | None, error: BaseException, *, started: bool) -> None:
+def _broke(
+    call: Call | None, tap: Tap | None, error: BaseException, handled: BaseException | None, *, started: bool
+) -> None:
     """The stream raised: before its first chunk it is a failed call, after it a partial answer."""
     if call is None or tap is None:
         return
@@ -208,18 +213,23 @@ def _broke(call: Call | None, tap: Tap | None, error: BaseException, *, started:
         _ended(call, tap, "failed")
     else:
         tap.drop()
-        failed(call, error)
+        failed(call, error, handled)
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str) -> Any:
     return kwargs[name] if name in kwargs else args[place]
 
 
-def _host(api: Any) -> str:
-    options = api._http_options
-    base = options.get("base_url") if isinstance(options, dict) else options.base_url
-    name: str = (base or "").partition("://")[2].partition("/")[0]
+def _host(api: Any, options: Any) -> str:
+    """The host of a request: its own options may name another one than the client's."""
+    base = _base_url(options) or _base_url(api._http_options) or ""
+    name: str = base.partition("://")[2].partition("/")[0]
     return name.lower()
+
+
+def _base_url(options: Any) -> str | None:
+    found = options.get("base_url") if isinstance(options, dict) else getattr(options, "base_url", None)
+    return found if isinstance(found, str) else None
 
 
 # ---- hooking ------------------------------------------------------------------------------------------------------
@@ -232,36 +242,58 @@ def supports(client: object) -> bool:
 
 def bound(client: Any) -> Binding | None:
     """The binding a wrapped client carries."""
-    found: Binding | None = client._api_client.__dict__.get(BINDING)
+    return _binding(client._api_client)
+
+
+def _binding(api: Any) -> Binding | None:
+    """A bound copy has one of its own; everything else it shares with the client it was made of."""
+    try:
+        found: Binding | None = api._token_meter_own
+    except AttributeError:
+        found = api.__dict__.get(BINDING)
     return found
 
 
 def wrap(client: Any, recorder: Recorder) -> Any:
     """Re-class the transport that `client`, its `models`, `chats` and `aio` share."""
-    _meter(client._api_client, Binding(recorder))
+    api = client._api_client
+    if "_token_meter_class" not in type(api).__dict__:
+        cls: Any = type(api)
+        api.__class__ = _metered_class(cls)
+    api.__dict__[BINDING] = Binding(recorder)
+    carry(client)
     return client
 
 
 def bind(client: Any, recorder: Recorder, attribution: Attribution) -> Any:
     """A copy of `client` on the same connections, metered for `attribution`."""
     old = client._api_client
-    new = _meter(copy.copy(old), Binding(recorder, attribution))
+    cls: Any = type(old)
+    api_class = _bound_class(cls.__mro__[1] if "_token_meter_class" in cls.__dict__ else cls)
+    new = api_class.__new__(api_class)
+    new.__dict__ = old.__dict__  # one state: connections that the SDK opens later are shared as well
+    new._token_meter_own = Binding(recorder, attribution)
     copied = _rebind(client, old, new)
     # The SDK closes the shared connections when a client is collected: this copy must not, and it keeps the
     # client it came from alive so that that one does not either.
     copied.__dict__["_token_meter_shares"] = client
+    carry(copied)
     if hasattr(type(client), "__del__"):
-        cls: Any = type(client)
-        copied.__class__ = _unowned(cls)
+        client_class: Any = type(copied)
+        copied.__class__ = _unowned(client_class)
     return copied
 
 
 def unwrap(client: Any) -> Any:
     """Give the transport its own class back."""
     api = client._api_client
+    if hasattr(api, "_token_meter_own"):
+        api._token_meter_own = None
+        return client
     if "_token_meter_class" in type(api).__dict__:
         api.__class__ = type(api).__mro__[1]
     api.__dict__.pop(BINDING, None)
+    release(client)
     return client
 
 
@@ -273,7 +305,7 @@ def instrument(name: str, recorder: Recorder) -> list[Patch]:
         _require_hooks(module.BaseApiClient)
         return [patch(module.BaseApiClient, method, _around(hook, binding)) for method, hook in _HOOKS.items()]
 
-    return [Patch.when_imported(MODULE, apply)]
+    return [Patch.when_imported(MODULE, apply), *instrument_streams()]
 
 
 _HOOKS: Final = {
@@ -286,7 +318,7 @@ _HOOKS: Final = {
 
 def _around(hook: Any, binding: Binding) -> Any:
     def wrapper(original: Any, api: Any, args: Any, kwargs: Any) -> Any:
-        if BINDING in api.__dict__:  # wrapped by itself: wrap beats instrument
+        if _is_wrapped(api):  # wrap beats instrument
             return original(*args, **kwargs)
         return hook(binding, original, api, args, kwargs)
 
@@ -301,7 +333,7 @@ def _metered_class(cls: Any) -> Any:
         plain = getattr(cls, name)
 
         def metered(self: Any, *args: Any, **kwargs: Any) -> Any:
-            binding = self.__dict__.get(BINDING)
+            binding = _binding(self)
             if binding is None:
                 return plain(self, *args, **kwargs)
             return hook(binding, plain.__get__(self), self, args, kwargs)
@@ -314,20 +346,26 @@ def _metered_class(cls: Any) -> Any:
     })  # fmt: skip
 
 
+def _is_wrapped(api: Any) -> bool:
+    return BINDING in api.__dict__ or hasattr(api, "_token_meter_own")
+
+
+@lru_cache(maxsize=64)
+def _bound_class(cls: Any) -> Any:
+    """The class of bound copies: a binding of their own, and a finaliser that leaves the shared connections open."""
+    return type(cls.__name__, (_metered_class(cls),), {
+        "__slots__": ("_token_meter_own",), "__del__": lambda self: None, "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, "_token_meter_class": True,
+    })  # fmt: skip
+
+
 @lru_cache(maxsize=64)
 def _unowned(cls: Any) -> Any:
     """`cls` without its finaliser: for copies that do not own their connections."""
     return type(cls.__name__, (cls,), {
         "__del__": lambda self: None, "__module__": cls.__module__, "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__, "_token_meter_carries": True,
     })  # fmt: skip
-
-
-def _meter(api: Any, binding: Binding) -> Any:
-    cls: Any = type(api)
-    if "_token_meter_class" not in cls.__dict__:
-        api.__class__ = _metered_class(cls)
-    api.__dict__[BINDING] = binding
-    return api
 
 
 def _rebind(thing: Any, old: Any, new: Any) -> Any:

@@ -145,6 +145,8 @@ class GenerationFold(Fold):
 
     def block(self, data: bytes, weight: int) -> None:
         """One chunk as JSON (the SDK hands chunks over one by one)."""
+        if not data:
+            return
         self.text_bytes += max(0, len(data) - _ENVELOPE_BYTES)
         at = data.rfind(b'"usageMetadata"')
         if at < 0 or data.find(b'"usageMetadata"') != at or any(data.rfind(word) >= 0 for word in _TELLING):
@@ -167,7 +169,10 @@ class GenerationFold(Fold):
             self._merge(data)
 
     def _merge(self, data: bytes) -> None:
-        chunk = json.loads(data)
+        try:
+            chunk = json.loads(data)
+        except (ValueError, RecursionError):
+            return
         if not isinstance(chunk, dict):
             return
         merged = self.document

@@ -100,10 +100,11 @@ class CompletionFold(Fold):
         self._early = 8
 
     def block(self, data: bytes, weight: int) -> None:
-        if self._early or any(data.rfind(mark) >= 0 for mark in self.marks) or data.endswith(_DONE):
+        if self._early or any(data.rfind(mark) >= 0 for mark in self.marks) or b"[DONE]" in data:
             for event in events(data):
                 self._event(event)
-        self.text_bytes += content_bytes(data) * weight
+        if weight:
+            self.text_bytes += content_bytes(data) * weight
 
     def _event(self, event: bytes) -> None:
         if event == b"[DONE]":
@@ -114,7 +115,7 @@ class CompletionFold(Fold):
             return
         if self._early:
             self._early -= 1
-        for name in ("id", "model", "service_tier", "object"):
+        for name in ("id", "model", "service_tier"):
             if chunk.get(name):
                 self.document[name] = chunk[name]
         if self._early and self.document.get("model") and self.document.get("id"):
@@ -136,7 +137,6 @@ def is_usage_only(event: bytes) -> bool:
     return chunk is not None and chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict)
 
 
-_DONE: Final = (b"[DONE]\n\n", b"[DONE]\r\n\r\n")
 _TEXT: Final = re.compile(rb'"(?:content|reasoning_content|reasoning|arguments|refusal|text)":\s*"((?:[^"\\]|\\.)*)"')
 
 
@@ -262,7 +262,8 @@ class ResponseFold(Fold):
         if data.rfind(b'"response":') >= 0:
             for event in events(data):
                 self._event(event)
-        self.text_bytes += _delta_bytes(data) * weight
+        if weight:
+            self.text_bytes += _delta_bytes(data) * weight
 
     def _event(self, event: bytes) -> None:
         document = _json(event)
@@ -345,7 +346,8 @@ class LastUsageFold(Fold):
         if b'"usage"' in data or b".completed" in data or b".done" in data:
             for event in events(data):
                 self._event(event)
-        self.text_bytes += _delta_bytes(data) * weight
+        if weight:
+            self.text_bytes += _delta_bytes(data) * weight
 
     def _event(self, event: bytes) -> None:
         document = _json(event)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import wrapt
 
 _patches: Final[dict[tuple[Any, str], list[Patch]]] = {}
-"""The patches in force, by class and attribute, oldest first: as process-wide as the classes they are on."""
+"""The patches on each class attribute, the outermost last: as process-wide as the classes they are on."""
 
 
 class Patch:
@@ -27,6 +27,16 @@ class Patch:
         self._name = ""
         self._original: Any = None
         self._wrapper: Any = None
+        self._stack: list[Patch] = []
+
+    @property
+    def acts(self) -> bool:
+        """Whether this is the newest patch of its attribute that is not taken back."""
+        if self.enabled:
+            for each in reversed(self._stack):
+                if each is self or each.enabled:
+                    return each is self
+        return False
 
     @classmethod
     def when_imported(cls, module: str, apply: Callable[[Any], list[Patch]]) -> Patch:
@@ -48,20 +58,17 @@ class Patch:
         self.enabled = False
         for patch_ in self._inner:
             patch_.undo()
-        others = _patches.get((self._owner, self._name), [])
-        if self in others:
-            others.remove(self)
-        if self._owner is not None and self._owner.__dict__.get(self._name) is self._wrapper:
-            setattr(self._owner, self._name, self._original)
+        stack = self._stack
+        while stack and not stack[-1].enabled and self._owner.__dict__.get(self._name) is stack[-1]._wrapper:
+            setattr(self._owner, self._name, stack.pop()._original)
 
 
 def patch(owner: Any, name: str, wrapper: Callable[[Any, Any, Any, Any], Any]) -> Patch:
     """Wrap `owner.name` with `wrapper(original, instance, args, kwargs)`."""
     done = Patch()
-    all_of_it = _patches.setdefault((owner, name), [])
 
     def switched(original: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        if not done.enabled or all_of_it[-1] is not done:
+        if not done.acts:
             return original(*args, **kwargs)
         return wrapper(original, instance, args, kwargs)
 
@@ -69,7 +76,8 @@ def patch(owner: Any, name: str, wrapper: Callable[[Any, Any, Any, Any], Any]) -
     done._name = name
     done._original = owner.__dict__[name]
     done._wrapper = wrapt.FunctionWrapper(done._original, switched)
-    all_of_it.append(done)
+    done._stack = _patches.setdefault((owner, name), [])
+    done._stack.append(done)
     setattr(owner, name, done._wrapper)
     return done
 

@@ -33,9 +33,6 @@ _FAMILIES: Final = (
     ("voyage", r"voyage"),
 )  # fmt: skip
 
-_PATTERNS: Final = tuple((publisher, re.compile(pattern)) for publisher, pattern in _FAMILIES)
-
-
 @lru_cache(maxsize=4096)
 def publisher_of(model: str | None) -> str | None:
     """The publisher of a model id (`gpt-5`, `anthropic/claude-…`, `us.anthropic.claude-…`), None if not known."""
@@ -48,7 +45,7 @@ def publisher_of(model: str | None) -> str | None:
     for part in (tail, *tail.split(".")):
         if known := _AUTHORS.get(part):
             return known
-        for publisher, pattern in _PATTERNS:
-            if pattern.match(part):
+        for publisher, pattern in _FAMILIES:
+            if re.match(pattern, part):
                 return publisher
     return None

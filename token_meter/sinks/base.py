@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from token_meter.event import MeterEvent
+if TYPE_CHECKING:
+    from token_meter.event import MeterEvent
 
 
 @runtime_checkable

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+# These two share their names with the files they live in, and an import of the file would put itself in their place:
+# loaded here, once, they stay.
+from token_meter.testing.capture import Captured, FakeClock, SequentialIds, capture
+from token_meter.testing.events import events, make_event
+
 if TYPE_CHECKING:
-    from token_meter.testing.capture import Captured, FakeClock, SequentialIds, capture
     from token_meter.testing.conformance import SinkConformance, sink_conformance
-    from token_meter.testing.events import events, make_event
     from token_meter.testing.provider import LoopbackProvider
 
 __all__ = [
@@ -29,25 +32,12 @@ __all__ = [
     "sink_conformance",
 ]
 
-_HOMES = {
-    "Captured": "capture",
-    "FakeClock": "capture",
-    "LoopbackProvider": "provider",
-    "SequentialIds": "capture",
-    "SinkConformance": "conformance",
-    "capture": "capture",
-    "events": "events",
-    "make_event": "events",
-    "sink_conformance": "conformance",
-}
+_LAZY = {"LoopbackProvider": "provider", "SinkConformance": "conformance", "sink_conformance": "conformance"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    # A submodule of the same name is set on this package by the import above: the object wins.
-    globals()[name] = found
-    return found
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

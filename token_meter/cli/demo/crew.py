@@ -16,7 +16,7 @@ from token_meter.cli.demo.customers import CUSTOMERS, Customer
 from token_meter.cli.place import JOURNAL_VARIABLE, LEDGER_VARIABLE
 
 OURS: Final = "TOKEN_METER_"
-PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy")
+UNWANTED: Final = ("http_proxy", "https_proxy", "all_proxy", "pythonwarnings")
 STOP_SECONDS: Final = 5.0
 LEAVE_SECONDS: Final = 20.0
 
@@ -125,12 +125,9 @@ class Worker:
 
 
 def _environment(ledger: Path) -> dict[str, str]:
-    """Ours without what would send the SDKs elsewhere or switch metering off."""
+    """Ours without what would send the SDKs elsewhere, make their own warnings fatal, or switch metering off."""
     foreign = (OURS, *(prefix for customer in CUSTOMERS for prefix in customer.environment))
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(foreign) and name.lower() not in PROXIES
-    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    kept = {name: value for name, value in kept.items() if name.lower() not in UNWANTED}
     here = {LEDGER_VARIABLE: str(ledger), JOURNAL_VARIABLE: f"{ledger}.journal", "TOKEN_METER_DIMENSIONS": "feature"}
     return kept | here

@@ -41,6 +41,9 @@ class Customer:
         return getattr(import_module(module), name)  # type: ignore[no-any-return]
 
 
+GIVEN_UP: Final = "abandon_stream"
+"""The task that gives a stream up, after which nobody can know what the rest would have said."""
+
 CUSTOMERS: Final = (
     Customer(
         "acme",

@@ -51,7 +51,7 @@ class Globex:
     def abandon_stream(self) -> None:
         """a stream given up: the counts so far stand"""
         events = self.client.messages.create(
-            model="claude-sonnet-4-5", max_tokens=200, messages=_asked("Read it all to me."), stream=True
+            model="claude-opus-4-5", max_tokens=200, messages=_asked("Read it all to me."), stream=True
         )
         with events:
             for number, _ in enumerate(events):
@@ -72,7 +72,7 @@ class Globex:
             )
 
     def _ask(self, question: str | list[Any], *, max_tokens: int = 200, **more: Any) -> None:
-        self.client.messages.create(model="claude-sonnet-4-5", max_tokens=max_tokens, messages=_asked(question), **more)
+        self.client.messages.create(model="claude-opus-4-5", max_tokens=max_tokens, messages=_asked(question), **more)
 
 
 def _asked(question: str | list[Any]) -> Any:

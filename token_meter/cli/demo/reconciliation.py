@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from token_meter.cli.demo.customers import GIVEN_UP
 from token_meter.event import MeterEvent
 from token_meter.testing.provider import Billed
 
@@ -26,11 +27,12 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """`pairs` is every charged call that has an event; the other two must be empty."""
+    """`pairs` is every charged call that has an event; the other two must be empty. `killed` calls got no answer."""
 
     pairs: tuple[Pair, ...]
     missing: tuple[Billed, ...]
     unexplained: tuple[MeterEvent, ...]
+    killed: int = 0
 
     @property
     def calls(self) -> int:
@@ -53,14 +55,22 @@ class Reconciliation:
         return tuple(pair for pair in self.pairs if pair.event.status != "complete")
 
     @property
+    def needless(self) -> tuple[Pair, ...]:
+        """Calls that the ledger is unsure of although they were neither given up nor killed."""
+        silent = [pair for pair in self.unsure if pair.event.status == "unmetered"]
+        ended = [pair for pair in self.unsure if pair.event.status != "unmetered"]
+        read_to_the_end = [pair for pair in ended if pair.event.dimensions.get("feature") != GIVEN_UP]
+        return (*silent[self.killed :], *read_to_the_end)
+
+    @property
     def exact_tokens(self) -> int:
         """The tokens of the calls on which both agree."""
         return sum(pair.billed.usage.tokens for pair in self.pairs if pair.agrees)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is missing, made up or wrong."""
-        return not (self.missing or self.unexplained or self.wrong)
+        """Whether nothing is missing, made up, wrong or needlessly unsure."""
+        return not (self.missing or self.unexplained or self.wrong or self.needless)
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -73,10 +83,11 @@ class Reconciliation:
             "missing": [line.response_id for line in self.missing],
             "unexplained": [event.id for event in self.unexplained],
             "wrong": [pair.event.id for pair in self.wrong],
+            "needlessly_unsure": [pair.event.id for pair in self.needless],
         }
 
 
-def reconcile(billed: Iterable[Billed], events: Iterable[MeterEvent]) -> Reconciliation:
+def reconcile(billed: Iterable[Billed], events: Iterable[MeterEvent], *, killed: int = 0) -> Reconciliation:
     """Match by the id of the response; an `unmetered` event, whose response nobody saw, by the model asked for."""
     left = list(events)
     pairs, missing = [], []
@@ -86,7 +97,7 @@ def reconcile(billed: Iterable[Billed], events: Iterable[MeterEvent]) -> Reconci
             missing.append(line)
         else:
             pairs.append(Pair(line, event))
-    return Reconciliation(tuple(pairs), tuple(missing), tuple(left))
+    return Reconciliation(tuple(pairs), tuple(missing), tuple(left), killed)
 
 
 def _take(events: list[MeterEvent], line: Billed) -> MeterEvent | None:

@@ -123,6 +123,7 @@ def _verdict(result: Reconciliation) -> list[Text]:
         (result.missing, "charged and not in the ledger"),
         (result.unexplained, "in the ledger and never charged"),
         (result.wrong, "called complete with other numbers than charged"),
+        (result.needless, "not complete although nobody gave up or was killed"),
     )
     lines += [Text(f"✗ {counted(len(found), 'call')} {what}", style="bold red") for found, what in complaints if found]
     return lines

@@ -109,7 +109,9 @@ class Story:
             self._accident.over.set()
             for worker in self._workers.values():
                 worker.stop()
-        return Outcome(reconcile(provider.billed, events), rows, self._killed, time.monotonic() - begun)
+        return Outcome(
+            reconcile(provider.billed, events, killed=self._killed), rows, self._killed, time.monotonic() - begun
+        )
 
     def _start_all(self, provider: LoopbackProvider) -> None:
         pace = self._pace

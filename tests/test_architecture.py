@@ -1,0 +1,229 @@
+"""The shape of the code: who may import whom, what `import token_meter` must not load, where vendors are named.
+
+`LAYERS` names every module. A module imports only from its own layer and those above it, also inside functions and for
+type checkers. A new file has to be entered here: the moment to ask whether it is in the right place.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from token_meter.providers import SDKS, hosts
+
+PACKAGE = Path(__file__).parent.parent / "token_meter"
+
+LAYERS: tuple[tuple[str, str], ...] = (
+    # 1: the words. No input, no output.
+    ("", "clock context errors event patience schema usage"),
+    # 2: from an answer to a row. Each package stands for itself, see ISLANDS.
+    ("providers", ". anthropic base body estimate failures frames funnel genai genai_streams google hosts openai patching publishers "
+                  "settle sse stainless stream"),
+    ("", "backlog batch cursors deliver delivery folder journal keeper locks problems quarantine recovery registry "
+         "reporter retention segment_file segments writer"),
+    ("sinks", ". base callback jsonl ledger lock memory"),
+    ("ledger", ". ledger migrate opening periods postgresql query record rollups rows sqlite store tables text usage "
+               "values"),
+    ("ledger.migrations", ". env versions versions.v0001_first"),
+    # 3: billing, budgets, notices. Not there yet.
+    # 4: what users hold in their hands.
+    ("", "customer health lines meter recorder"),
+    # 5: around it.
+    ("testing", ". capture conformance events plugin"),
+    ("testing.provider", ". __main__ account answer delivery exchange failures faults http models reply request routes "
+                         "server state transport weird"),
+    ("testing.provider.anthropic", ". batches content messages usage"),
+    ("testing.provider.google", ". embed fields generate interactions usage"),
+    ("testing.provider.openai", ". audio chat completions embeddings files images items responses tools usage"),
+    ("cli", ". __main__ app catch_up checks customers deliver doctor event_rows events exits facts filters follow "
+            "metrics moments options output place progress search sidecar sink_names tables terminal text usage "
+            "version waiting"),
+    ("cli.demo", ". acme crew customers folder globex initech reconciliation report screen story worker"),
+)  # fmt: skip
+LAYER_OF_ROW = (1, 2, 2, 2, 2, 2, 4, 5, 5, 5, 5, 5, 5, 5)
+FACADE = 4
+"""`import token_meter` gives everything up to the Meter."""
+
+ISLANDS = {
+    "providers": ("providers",),
+    "sinks": ("sinks", "ledger"),
+    "ledger": ("ledger",),
+}
+"""What these packages may import besides layer 1: nothing of the journal, and not each other."""
+
+THIRD_PARTIES = {
+    "sqlalchemy": ("ledger", "cli.place"),
+    "alembic": ("ledger",),
+    "wrapt": ("providers.patching",),
+    "typer": ("cli",),
+    "rich": ("cli",),
+    "pytest": ("testing.plugin",),
+    "hypothesis": ("testing.events",),
+    "openai": ("cli.demo",),
+    "anthropic": ("cli.demo",),
+    "google": ("cli.demo",),
+    "pydantic": ("cli.demo",),
+    "tiktoken": ("providers.estimate",),
+}
+"""Who may import which package that is not of the standard library. Nobody else, not even inside a function."""
+
+HEAVY = (
+    "openai", "anthropic", "google.genai", "sqlalchemy", "alembic", "rich", "typer", "requests", "httpx", "httpx2",
+    "pydantic", "wrapt", "psycopg", "tiktoken", "token_meter.ledger", "token_meter.journal", "token_meter.cli",
+    "token_meter.testing",
+)  # fmt: skip
+"""What `import token_meter` must not load."""
+
+
+def _layers() -> dict[str, int]:
+    table = {}
+    for (package, names), layer in zip(LAYERS, LAYER_OF_ROW, strict=True):
+        for name in names.split():
+            table[".".join(part for part in (package, name) if part not in ("", "."))] = layer
+    return table
+
+
+LAYER = _layers()
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_name(path): ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+NAMES = [name for name in MODULES if name]
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    """Every module that is imported anywhere in a file, as absolute names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            module = node.module or ""
+            inner = module.removeprefix("token_meter").lstrip(".")
+            for each in node.names:
+                full = f"{inner}.{each.name}".lstrip(".")
+                yield f"token_meter.{full}" if module.startswith("token_meter") and full in MODULES else module
+
+
+def _own(tree: ast.Module) -> set[str]:
+    """The modules of this package that a file imports; the facade is the empty name."""
+    found = (name for name in _imports(tree) if name == "token_meter" or name.startswith("token_meter."))
+    return {name.removeprefix("token_meter").lstrip(".") for name in found}
+
+
+def _inside(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def test_every_module_has_a_layer() -> None:
+    new, gone = set(NAMES) - set(LAYER), set(LAYER) - set(NAMES)
+
+    assert not new, f"enter them in LAYERS: {', '.join(sorted(new))}"
+    assert not gone, f"take them out of LAYERS: {', '.join(sorted(gone))}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_point_in_one_direction(name: str) -> None:
+    wrong = {other for other in _own(MODULES[name]) if LAYER.get(other, FACADE) > LAYER.get(name, 0)}
+
+    assert not wrong, f"{name} is in layer {LAYER.get(name)} and imports {', '.join(sorted(wrong))} of a later one"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if _inside(name, tuple(ISLANDS))])
+def test_providers_sinks_and_ledger_know_only_themselves(name: str) -> None:
+    allowed = ISLANDS[name.partition(".")[0]]
+
+    wrong = {other for other in _own(MODULES[name]) if LAYER.get(other) != 1 and not _inside(other, allowed)}
+
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_journal_knows_no_provider_and_no_ledger(name: str) -> None:
+    if LAYER.get(name) == 2 and not _inside(name, tuple(ISLANDS)):
+        assert not {other for other in _own(MODULES[name]) if _inside(other, ("providers", "ledger"))}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_third_parties_are_imported_where_they_belong(name: str) -> None:
+    roots = {each.partition(".")[0] for each in _imports(MODULES[name])} - {"token_meter", "__future__"}
+    outside = roots - set(sys.stdlib_module_names)
+
+    assert not {each for each in outside if not _inside(name, THIRD_PARTIES.get(each, ()))}
+
+
+VENDORS = {host.provider for host in hosts._EXACT.values()} | {host.provider for _, host in hosts._SUFFIXES}
+VENDORS |= {sdk.name for sdk in SDKS} | {"gemini", "claude", "gpt"}
+
+
+def _conditions(tree: ast.Module) -> Iterator[ast.expr]:
+    """Every expression that something is decided by."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.If, ast.IfExp, ast.While, ast.Assert)):
+            yield node.test
+        elif isinstance(node, (ast.Compare, ast.BoolOp)):
+            yield node
+        elif isinstance(node, ast.comprehension):
+            yield from node.ifs
+        elif isinstance(node, ast.match_case):
+            yield from (each for each in ast.walk(node.pattern) if isinstance(each, ast.expr))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not _inside(name, ("providers", "testing", "cli.demo"))])
+def test_no_vendor_is_named_in_a_condition(name: str) -> None:
+    texts = [
+        str(node.value).lower()
+        for condition in _conditions(MODULES[name])
+        for node in ast.walk(condition)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+
+    assert not {word for text in texts for word in re.findall(r"[a-z]+", text) if word in VENDORS}
+
+
+def test_the_check_for_vendors_finds_one() -> None:
+    tree = ast.parse("if event.provider == 'anthropic': total = 1")
+
+    constants = [node.value for each in _conditions(tree) for node in ast.walk(each) if isinstance(node, ast.Constant)]
+
+    assert "anthropic" in constants and "anthropic" in VENDORS
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not _inside(name, ("cli",))])
+def test_nothing_is_printed_outside_the_command_line(name: str) -> None:
+    calls = [node for node in ast.walk(MODULES[name]) if isinstance(node, ast.Call)]
+
+    assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_says_why_it_exists(name: str) -> None:
+    assert ast.get_docstring(MODULES[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_error_is_swallowed_in_silence(name: str) -> None:
+    handlers = [node for node in ast.walk(MODULES[name]) if isinstance(node, ast.ExceptHandler)]
+    broad = [each for each in handlers if each.type is None or ast.unparse(each.type) in ("Exception", "BaseException")]
+
+    assert not [each.lineno for each in broad if all(isinstance(line, ast.Pass) for line in each.body)]
+
+
+@pytest.mark.parametrize("module", ["token_meter", "token_meter.sinks"])
+def test_importing_it_loads_nothing_heavy(module: str) -> None:
+    code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+
+    assert not {name for name in json.loads(ran.stdout) if _inside(name, HEAVY)}

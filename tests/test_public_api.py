@@ -1,0 +1,480 @@
+"""What others build on: names, signatures, fields. A change here is a change for users, so it is made on purpose.
+
+Then: `python -m pytest tests/test_public_api.py --inline-snapshot=fix`, and a line in CHANGELOG.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import MISSING, fields
+from typing import Any
+
+from inline_snapshot import snapshot
+
+import token_meter
+import token_meter.sinks
+import token_meter.testing
+from tests.doc_tables import every_command
+from token_meter import CustomerScope, Meter, MeterEvent, Tally, TokenMeterError, Usage
+from token_meter.event import STATUSES
+from token_meter.health import Health
+from token_meter.ledger import Ledger, UsageRow
+from token_meter.testing.events import full_event
+
+
+def signatures(thing: Any) -> dict[str, list[str]]:
+    """The public methods of a class with their parameters; properties without."""
+    return {name: signature(each) for name, each in vars(thing).items() if name == "__init__" or name[0] != "_"}
+
+
+def signature(each: Any) -> list[str]:
+    """The parameters of a function, one text each, and what it returns."""
+    if isinstance(each, property):
+        return ["property"]
+    found = inspect.signature(each.__func__ if isinstance(each, classmethod) else each)
+    shown: list[str] = []
+    for parameter in found.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in "".join(shown):
+            shown.append("*")
+        shown.append(str(parameter).replace("'", "").replace('"', ""))
+    returned = found.return_annotation
+    return [*shown, f"-> {returned}"] if isinstance(returned, str) else shown
+
+
+def tree(error: type, depth: int = 0) -> list[str]:
+    """An error and those below it, indented; bases of the standard library in brackets."""
+    others = [base.__name__ for base in error.__bases__ if not issubclass(base, TokenMeterError)]
+    line = "  " * depth + error.__name__ + (f" ({', '.join(others)})" if others and depth else "")
+    below = [each for each in error.__subclasses__() if each.__module__ == "token_meter.errors"]
+    return [line, *(inner for each in below for inner in tree(each, depth + 1))]
+
+
+def test_names() -> None:
+    assert token_meter.__all__ == snapshot(
+        [
+            "HEADLINES",
+            "TOKEN_TYPES",
+            "BudgetExceeded",
+            "CustomerScope",
+            "InvalidEvent",
+            "JournalError",
+            "Meter",
+            "MeterEvent",
+            "MeteringUnavailable",
+            "MissingExtra",
+            "NewerSchema",
+            "NoLedger",
+            "Rejected",
+            "Retry",
+            "SinkError",
+            "Tally",
+            "TokenMeterError",
+            "TokenType",
+            "UnsupportedClient",
+            "Usage",
+        ]
+    )
+    assert token_meter.sinks.__all__ == snapshot(
+        ["CallbackSink", "JsonlSink", "LedgerSink", "MemorySink", "Rejected", "Retry", "Sink"]
+    )
+    assert token_meter.testing.__all__ == snapshot(
+        [
+            "Captured",
+            "FakeClock",
+            "LoopbackProvider",
+            "SequentialIds",
+            "SinkConformance",
+            "capture",
+            "events",
+            "make_event",
+            "sink_conformance",
+        ]
+    )
+
+
+def test_every_name_can_be_imported() -> None:
+    for module in (token_meter, token_meter.sinks, token_meter.testing):
+        assert all(getattr(module, name) is not None for name in module.__all__)
+
+
+def test_meter() -> None:
+    assert signatures(Meter) == snapshot(
+        {
+            "__init__": [
+                "self",
+                "*sinks: Sink | str | os.PathLike[str]",
+                "journal: str | os.PathLike[str] | None = None",
+                "prices: object = None",
+                "dimensions: Sequence[str] = ()",
+                "on_error: Callable[[str, BaseException], object] | None = None",
+                "-> None",
+            ],
+            "from_env": ["cls", "-> Meter"],
+            "wrap": ["self", "client: Client", "*", "customer: str | None = None", "**dimensions: object", "-> Client"],
+            "unwrap": ["self", "client: Client", "-> Client"],
+            "instrument": ["self", "*names: str", "-> Undo"],
+            "allow_include_usage": ["self", "*hosts: str", "-> None"],
+            "customer": [
+                "self",
+                "id: str | None = None",
+                "*",
+                "from_: Callable[..., Any] | None = None",
+                "**dimensions: object",
+                "-> CustomerScope",
+            ],
+            "record": [
+                "self",
+                "usage: Usage | Mapping[str, int] | int",
+                "*",
+                "model: str | None = None",
+                "provider: str | None = None",
+                "customer: str | None = None",
+                "meter: str = llm_tokens",
+                "id: str | None = None",
+                "time: datetime | None = None",
+                "operation: str | None = None",
+                "dimensions: Mapping[str, object] | None = None",
+                "price_context: Mapping[str, Any] | None = None",
+                "response_id: str | None = None",
+                "corrects: str | None = None",
+                "status: Status = complete",
+                "-> MeterEvent",
+            ],
+            "ledger": ["property"],
+            "events": [
+                "self",
+                "*",
+                "customer: str | object | None = Ellipsis",
+                "limit: int | None = None",
+                "**filters: Any",
+                "-> list[MeterEvent]",
+            ],
+            "usage": [
+                "self",
+                "customer: str | object | None = Ellipsis",
+                "*",
+                "by: Sequence[str] | str = (model,)",
+                "since: Moment = None",
+                "until: Moment = None",
+                "bucket: Literal[hour, day, month] | None = None",
+                "time_zone: str = UTC",
+                "**filters: Any",
+                "-> list[UsageRow]",
+            ],
+            "health": ["self", "-> Health"],
+            "journal_folder": ["property"],
+            "flush": ["self", "timeout: float | None = 10.0", "-> bool"],
+            "close": ["self", "timeout: float = 5.0", "-> None"],
+        }
+    )
+
+
+def test_attribution() -> None:
+    assert signatures(Tally) == snapshot(
+        {
+            "__init__": ["self", "-> None"],
+            "usage": ["property"],
+            "calls": ["property"],
+            "add": ["self", "usage: Usage", "*", "calls: int = 1", "-> None"],
+        }
+    )
+    assert [name for name in vars(CustomerScope) if name in ("__enter__", "__aenter__", "__call__")] == snapshot(
+        ["__enter__", "__aenter__", "__call__"]
+    )
+
+
+def test_usage() -> None:
+    assert signatures(Usage) == snapshot(
+        {
+            "__init__": ["self", "quantities: Mapping[str, int] | None = None", "**more: int", "-> None"],
+            "of": ["cls", "quantities: dict[str, int]", "-> Usage"],
+            "items": ["self", "-> ItemsView[str, int]"],
+            "tokens": ["property"],
+            "by_headline": ["self", "-> dict[str, int]"],
+        }
+    )
+    assert list(token_meter.HEADLINES) == snapshot(
+        ["input", "cached input", "cache write", "output", "cached output", "other"]
+    )
+    assert {name: (row.headline, row.unit) for name, row in token_meter.TOKEN_TYPES.items()} == snapshot(
+        {
+            "input": ("input", "token"),
+            "input_audio": ("input", "token"),
+            "input_image": ("input", "token"),
+            "input_video": ("input", "token"),
+            "input_document": ("input", "token"),
+            "tool_input": ("input", "token"),
+            "cache_read": ("cached input", "token"),
+            "cache_read_audio": ("cached input", "token"),
+            "cache_read_image": ("cached input", "token"),
+            "cache_read_video": ("cached input", "token"),
+            "cache_write_5m": ("cache write", "token"),
+            "cache_write_30m": ("cache write", "token"),
+            "cache_write_1h": ("cache write", "token"),
+            "cache_write_12h": ("cache write", "token"),
+            "output": ("output", "token"),
+            "output_audio": ("output", "token"),
+            "output_image": ("output", "token"),
+            "output_video": ("output", "token"),
+            "reasoning": ("output", "token"),
+            "cached_output": ("cached output", "token"),
+            "web_search": ("other", "call"),
+            "file_search": ("other", "call"),
+            "code_interpreter": ("other", "call"),
+            "image_generation": ("other", "call"),
+            "audio_ms": ("other", "millisecond"),
+            "video_ms": ("other", "millisecond"),
+            "characters": ("other", "character"),
+            "images": ("other", "image"),
+            "units": ("other", "unit"),
+        }
+    )
+
+
+def test_event() -> None:
+    defaults = {each.name: "" if each.default is MISSING else repr(each.default) for each in fields(MeterEvent)}
+
+    assert {each.name: (str(each.type), defaults[each.name]) for each in fields(MeterEvent)} == snapshot(
+        {
+            "id": ("str", ""),
+            "time": ("datetime", ""),
+            "usage": ("Usage", ""),
+            "duration_ms": ("int | None", "None"),
+            "meter": ("str", "'llm_tokens'"),
+            "customer": ("str | None", "None"),
+            "provider": ("str | None", "None"),
+            "publisher": ("str | None", "None"),
+            "model": ("str | None", "None"),
+            "model_requested": ("str | None", "None"),
+            "operation": ("str | None", "None"),
+            "status": ("Status", "'complete'"),
+            "estimator": ("str | None", "None"),
+            "anomalies": ("tuple[str, ...]", "()"),
+            "price_context": ("Mapping[str, Any]", ""),
+            "dimensions": ("Mapping[str, str]", ""),
+            "response_id": ("str | None", "None"),
+            "host": ("str | None", "None"),
+            "mode": ("Literal['live', 'test']", "'live'"),
+            "corrects": ("str | None", "None"),
+            "raw_usage": ("Mapping[str, Any] | None", "None"),
+            "schema": ("int", "1"),
+        }
+    )
+    assert list(STATUSES) == snapshot(["complete", "partial", "estimated", "unmetered"])
+
+
+def test_json_form_of_an_event() -> None:
+    event = full_event(1)
+    document = event.to_json()
+
+    assert MeterEvent.from_json(document) == event
+    assert {name: value for name, value in document.items() if name != "usage"} == snapshot(
+        {
+            "schema": 1,
+            "id": "evt_1",
+            "time": "2026-01-01T00:00:01.000000Z",
+            "status": "estimated",
+            "meter": "llm_tokens",
+            "customer": "acme",
+            "provider": "openai",
+            "publisher": "openai",
+            "model": "gpt-5-2025-08-07",
+            "model_requested": "gpt-5",
+            "operation": "chat",
+            "estimator": "tiktoken/o200k_base",
+            "anomalies": ["identity", "no_response"],
+            "price_context": {
+                "service_tier": "flex",
+                "batch": True,
+                "speed": "fast",
+                "geo": "eu",
+                "context_tokens": 200001,
+            },
+            "dimensions": {"feature": "chat", "Straße": "日本語 🜚", "empty": ""},
+            "response_id": "chatcmpl-1",
+            "host": "api.openai.com",
+            "mode": "test",
+            "corrects": "evt_0",
+            "duration_ms": 1234,
+            "raw_usage": {"prompt_tokens": 3, "details": {"tier": "default", "cached": 0}},
+        }
+    )
+
+
+def test_sinks() -> None:
+    made = {name: getattr(token_meter.sinks, name) for name in token_meter.sinks.__all__}
+
+    assert {name: signature(each.__init__) for name, each in made.items()} == snapshot(
+        {
+            "CallbackSink": [
+                "self",
+                "function: Callable[[list[MeterEvent]], object]",
+                "*",
+                "name: str = callback",
+                "-> None",
+            ],
+            "JsonlSink": [
+                "self",
+                "path: str | os.PathLike[str]",
+                "*",
+                "rotate_bytes: int = 67108864",
+                "keep: int | None = None",
+                "fsync: Literal[always, never] = always",
+                "name: str = jsonl",
+                "-> None",
+            ],
+            "LedgerSink": [
+                "self",
+                "url: str | os.PathLike[str]",
+                "*",
+                "dimensions: Sequence[str] = ()",
+                "name: str = ledger",
+                "-> None",
+            ],
+            "MemorySink": ["self", "name: str = memory", "-> None"],
+            "Rejected": ["self", "events: Sequence[MeterEvent]", "reason: str", "-> None"],
+            "Retry": ["self", "message: str = try again later", "*", "after: float | None = None", "-> None"],
+            "Sink": ["self", "*args", "**kwargs"],
+        }
+    )
+    assert signature(token_meter.sinks.Sink.send) == snapshot(["self", "events: Sequence[MeterEvent]", "-> None"])
+
+
+def test_errors() -> None:
+    assert tree(TokenMeterError) == snapshot(
+        [
+            "TokenMeterError",
+            "  UnsupportedClient",
+            "  MeteringUnavailable",
+            "  BudgetExceeded",
+            "  NoLedger",
+            "  JournalError",
+            "  NewerSchema",
+            "  InvalidEvent (ValueError)",
+            "  MissingExtra (ImportError)",
+            "  SinkError",
+            "    Retry",
+            "    Rejected",
+        ]
+    )
+
+
+def test_ledger() -> None:
+    assert signatures(Ledger) == snapshot(
+        {
+            "__init__": ["self", "url: str | os.PathLike[str]", "*", "dimensions: Sequence[str] = ()", "-> None"],
+            "record": ["self", "events: Sequence[MeterEvent]", "-> Recorded"],
+            "rebuild_rollups": ["self", "-> None"],
+            "iter_events": [
+                "self",
+                "*",
+                "after: Cursor | str | None = None",
+                "order: Order = asc",
+                "page_size: int = 1000",
+                "**filters: Unpack[EventFilters]",
+                "-> Iterator[MeterEvent]",
+            ],
+            "events": [
+                "self",
+                "*",
+                "limit: int | None = None",
+                "order: Order = asc",
+                "**filters: Unpack[EventFilters]",
+                "-> list[MeterEvent]",
+            ],
+            "page": [
+                "self",
+                "*",
+                "after: Cursor | str | None = None",
+                "order: Order = desc",
+                "limit: int = 100",
+                "**filters: Unpack[EventFilters]",
+                "-> EventPage",
+            ],
+            "usage": [
+                "self",
+                "*",
+                "by: str | Sequence[str] = (model,)",
+                "bucket: Bucket | None = None",
+                "**filters: Unpack[EventFilters]",
+                "-> list[UsageRow]",
+            ],
+            "summary": ["self", "-> LedgerSummary"],
+            "conflicts": ["self", "limit: int = 100", "-> list[Conflict]"],
+            "close": ["self", "-> None"],
+        }
+    )
+    assert [each.name for each in fields(UsageRow)] == snapshot(["group", "usage", "events"])
+
+
+def test_health() -> None:
+    assert [each.name for each in fields(Health)] == snapshot(
+        [
+            "journal",
+            "deliveries",
+            "counters",
+            "pending",
+            "lost",
+            "journal_bytes",
+            "segments",
+            "invalid_lines",
+            "problems",
+            "flags",
+        ]
+    )
+
+
+def test_testing() -> None:
+    made = {name: getattr(token_meter.testing, name) for name in token_meter.testing.__all__}
+
+    assert {name: signature(each) for name, each in made.items()} == snapshot(
+        {
+            "Captured": ["meter: Meter", "sink: MemorySink", "-> None"],
+            "FakeClock": ["start_ns: int = 1767225600000000000", "-> None"],
+            "LoopbackProvider": ["*", "port: int = 0", "-> None"],
+            "SequentialIds": ["prefix: str = evt_", "-> None"],
+            "SinkConformance": [],
+            "capture": [
+                "*",
+                "instrument: Sequence[str] = (openai, anthropic, google)",
+                "clock: FakeClock | None = None",
+                "-> Iterator[Captured]",
+            ],
+            "events": [
+                "*",
+                "min_size: int = 0",
+                "max_size: int = 20",
+                "quantity_max: int = 9223372036854775807",
+                "-> SearchStrategy[list[MeterEvent]]",
+            ],
+            "make_event": ["number: int = 1", "**fields: Unpack[EventFields]", "-> MeterEvent"],
+            "sink_conformance": [
+                "make_sink: Callable[[], Any]",
+                "received: Received | None = None",
+                "*",
+                "deduplicates: bool = False",
+                "broken: Broken | None = None",
+                "refused: MeterEvent | None = None",
+                "-> None",
+            ],
+        }
+    )
+
+
+def test_command_line() -> None:
+    assert sorted(every_command()) == snapshot(
+        [
+            "customers list",
+            "deliver forget",
+            "deliver quarantine list",
+            "deliver run",
+            "deliver status",
+            "demo",
+            "doctor",
+            "events export",
+            "events show",
+            "events tail",
+            "usage",
+            "version",
+        ]
+    )
