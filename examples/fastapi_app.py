@@ -31,7 +31,8 @@ class Attributed:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         headers = dict(scope["headers"])
         customer = headers.get(b"x-customer", b"").decode() or None  # yours: look the API key up
         async with self.meter.customer(customer, route=scope["path"]):

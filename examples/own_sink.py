@@ -62,7 +62,7 @@ class BillingService(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.taken: dict[str, dict[str, Any]] = {}
-        self.posts = 0
+        self.refusals = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -75,9 +75,10 @@ class _Answer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.posts += 1
-        busy = self.server.posts == 1
-        if not busy:
+        busy = not self.server.refusals
+        if busy:
+            self.server.refusals += 1
+        else:
             self.server.taken |= {event["idempotency_key"]: event for event in body["events"]}
         self.send_response(429 if busy else 200)
         self.send_header("Retry-After", "0.2")
@@ -98,7 +99,7 @@ def main() -> None:
         meter.record(Usage(input=7, output=1), model="gpt-5")  # whose is this?
         meter.flush(timeout=20)
 
-        print(f"the billing service was called {service.posts} times and has {len(service.taken)} events:")
+        print(f"the billing service was busy {service.refusals} time and now has {len(service.taken)} events:")
         for event in service.taken.values():
             print(f"  {event['external_customer_id']}: {event['properties']}")
         print("what each sink has:")

@@ -16,7 +16,7 @@ import openai
 from token_meter import Meter
 from token_meter.testing import LoopbackProvider
 
-FLUSH_SECONDS = 2.0
+FLUSH_SECONDS = 5.0
 
 
 def make_handler(meter: Meter, client: openai.OpenAI) -> Any:

@@ -24,8 +24,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
     # 1: the words. No input, no output.
     ("", "clock context errors event patience schema usage"),
     # 2: from an answer to a row. Each package stands for itself, see ISLANDS.
-    ("providers", ". anthropic base body estimate failures frames funnel genai genai_streams google hosts openai patching publishers "
-                  "settle sse stainless stream"),
+    ("providers", ". anthropic base body estimate failures frames funnel genai genai_streams google hosts openai "
+                  "patching publishers settle sse stainless stream"),
     ("", "backlog batch cursors deliver delivery folder journal keeper locks problems quarantine recovery registry "
          "reporter retention segment_file segments writer"),
     ("sinks", ". base callback jsonl ledger lock memory"),

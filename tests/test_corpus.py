@@ -30,8 +30,8 @@ EXCEPTIONS = {
     "openai-chat-a10f5c4c": "made-up counts: reasoning and audio exceed the completion; the total is kept",
     "openai-resp-22b65bad": "the recording replaced the response id by a different one in every event",
 }
-# The same background response is read by both variants: one event (decision D5).
-READ_ONCE = frozenset({"openai-resp-2ce0784a/helper"})
+# The same background response is created and read, or read by both variants: one event (decision D5).
+READ_ONCE = frozenset({"openai-resp-2ce0784a/helper", "openai-resp-204c6a3d/create"})
 HELPERS = ("openai.chat", "openai.responses", "anthropic.messages")
 
 

@@ -197,6 +197,17 @@ def test_every_environment_variable_is_documented() -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=named)
+def test_modules_and_test_files_that_are_named_exist(path: Path) -> None:
+    page = path.read_text("utf-8")
+
+    modules = re.findall(r"python -m ((?:bench|tests|token_meter)(?:\.\w+)+)", page)
+    files = re.findall(r"python -m pytest (tests/[\w/.]+)", page)
+    homes = [ROOT / module.replace(".", "/") for module in modules]
+    assert all(home.with_suffix(".py").exists() or (home / "__main__.py").exists() for home in homes), modules
+    assert all((ROOT / file).exists() for file in files), files
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
 def test_tables_are_those_of_the_code(path: Path) -> None:
     page = path.read_text("utf-8")
 

@@ -106,6 +106,12 @@ def test_a_void_ends_a_call(folder):
     assert deliver(folder) == ([], [])
 
 
+def test_an_event_that_names_no_call_ends_the_call_of_its_own_id(folder):
+    put_segment(folder, HEADER + opened("a") + event("a").replace(b'"call":"a",', b""))
+
+    assert deliver(folder) == (["a"], [])
+
+
 def test_a_living_writers_calls_are_left_alone(folder):
     with Journal(folder) as journal:
         journal.opened("a", opened("a"))
@@ -388,11 +394,12 @@ def test_a_newer_journal_is_refused(folder):
 # ---- cursors ----
 
 
-def test_a_broken_cursor_sends_again_rather_than_losing(folder):
+@pytest.mark.parametrize("text", ["{", "", "[]", '{"segments": 5}', '{"segments": {"x": {"offset": "y"}}}'])
+def test_a_broken_cursor_sends_again_rather_than_losing(folder, text):
     with Journal(folder) as journal:
         call(journal, "a")
         first = deliver(folder)
-        (folder / "cursors" / "list.json").write_text("{")
+        (folder / "cursors" / "list.json").write_text(text)
 
         assert (first, deliver(folder)) == ((["a"], []), (["a"], []))
 
@@ -410,6 +417,21 @@ def test_a_segment_that_is_not_what_its_cursor_knew_is_read_again(folder):
 
     assert shorter == (["a"], [])
     assert deliver(folder) == (["c"], [])
+
+
+def test_an_emptied_segment_is_told_of_once(folder):
+    path = put_segment(folder, HEADER + event("a"))
+    descriptor = open_owned(path, os.O_RDWR)
+    assert lock_now(descriptor)
+    deliver(folder)
+    path.write_bytes(b"")
+    deliver(folder)
+    deliver(folder)
+    close_owned(descriptor)
+
+    assert [(kind["what"], kind["count"]) for kind in read_problems(folder)] == [
+        ("a segment changed under its cursor: sending it again", 1)
+    ]
 
 
 def test_a_delivered_journal_without_its_document_is_not_taken_for_a_new_one(folder):

@@ -18,7 +18,7 @@ EXAMPLES = {
     "flask_app": ["/stream for globex: 200", "  acme   /ask    1 call", "  globex /stream 1 call"],
     "instrument_libraries": ["answered 4 requests", "metered: acme gemini-2.5-flash", "metered: acme gpt-5-mini"],
     "manual_record": ["attempt 3 recorded job-4711", "globex  llama-3.3-70b {'input': 100}, 1 event", "  acme    12"],
-    "own_sink": ["called 2 times and has 2 events", "billing: 2 delivered, 1 in quarantine", "jsonl: 3 delivered, 0"],
+    "own_sink": ["busy 1 time and now has 2 events", "billing: 2 delivered, 1 in quarantine", "jsonl: 3 delivered, 0"],
     "quickstart": ["this block: 1 call, Usage(input=2, output=19)", "globex   search   text-embedding-3-small"],
     "serverless": ["acme: 23 tokens; 0 events wait", "globex: 23 tokens; 0 events wait"],
     "streaming": ["0 of them without choices", "read to the end      complete", "given up, openai     estimated",

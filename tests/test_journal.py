@@ -497,6 +497,7 @@ def test_a_deleted_folder_is_made_again(journal, folder):
 
 
 def test_a_descriptor_closed_by_other_code_never_receives_a_line_meant_for_us(journal, folder, tmp_path):
+    call(journal, "before")
     journal.opened("a", opened("a"))
     descriptor = next(number for number in range(3, 1_000) if _is_open_at(number, segments(folder)[0]))
     os.close(descriptor)
@@ -509,7 +510,16 @@ def test_a_descriptor_closed_by_other_code_never_receives_a_line_meant_for_us(jo
     assert (tmp_path / "stranger").read_bytes() == b""
     os.fstat(stranger)  # and it is still open
     os.close(stranger)
-    assert written(folder) == ["a"]
+    assert written(folder) == ["before", "a"]
+
+
+def test_a_closed_descriptor_is_noticed_by_the_next_write(journal, folder):
+    call(journal, "before")
+    os.close(next(number for number in range(3, 1_000) if _is_open_at(number, segments(folder)[0])))
+    call(journal, "a")
+
+    assert written(folder) == ["before", "a"]
+    assert journal.pending == 0
 
 
 def _is_open_at(number: int, path: Path) -> bool:

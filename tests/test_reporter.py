@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -280,6 +279,22 @@ def test_a_refusal_that_names_no_event_of_the_batch_is_a_retry(journal, folder):
 
     assert sink.ids == ids(5)
     assert list(read_quarantine(folder, "failing")) == []
+
+
+def test_a_sink_that_refuses_nothing_forever_is_not_asked_without_end(journal):
+    class Sink(ListSink):
+        asked = 0
+
+        def send(self, events: Sequence[MeterEvent]) -> None:
+            self.asked += 1
+            raise Rejected([], "no reason")
+
+    sink = Sink()
+    reporter = Reporter(journal, [sink], interval_seconds=0.001)
+    write(journal, ["a"])
+
+    assert not reporter.close(0.2)
+    assert sink.asked < 20
 
 
 def test_what_is_refused_before_an_outage_is_quarantined_once(journal, folder):
@@ -815,24 +830,43 @@ def test_a_folder_deleted_under_a_running_reporter_is_made_again(journal, folder
     assert {"journal.json", "segments", "cursors", "locks"} <= set(documents)
 
 
+def test_a_deleted_journal_document_and_cursor_are_written_again(journal, folder):
+    with Reporter(journal, [ListSink()], interval_seconds=0.01) as reporter:
+        write(journal, ["a"])
+        reporter.flush(LONG)
+        (folder / "journal.json").unlink()
+        (folder / "cursors" / "list.json").unlink()
+        reporter.flush(LONG)
+        deadline = time.monotonic() + LONG
+        while not (folder / "cursors" / "list.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+        assert json.loads((folder / "journal.json").read_text())["sinks"] == ["list"]
+        assert json.loads((folder / "cursors" / "list.json").read_text())["sent"] == 1
+
+
 def test_a_full_disk_does_not_stop_the_delivery_of_what_is_written(folder, tmp_path):
     """The cursor cannot be written then; delivered segments are deleted all the same, which makes room."""
-    out: Any = run(
+    out = run(
         """
-        import logging, resource, signal, sys
+        import logging, resource, signal, sys, time
         logging.disable()
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         journal = Journal(sys.argv[1])
-        reporter = Reporter(journal, [ListSink()])
-        call(journal, "a")
+        sink = ListSink()
+        reporter = Reporter(journal, [sink], interval_seconds=0.01)
+        dead = put_segment(sys.argv[1], event("dead") + line(kind="sealed"))
+        call(journal, "written")
         resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
-        sink = reporter._deliveries[0]._sink
-        while sink.ids != ["a"]:
-            reporter.flush(0.1)
-        print(reporter.flush(30), sink.batches)
+        call(journal, "waits")
+        print(reporter.flush(0.3), sorted(sink.ids))
+        while dead.exists():
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        print(reporter.flush(30), sorted(sink.ids))
         reporter.close()
         """,
         folder,
     )
 
-    assert out.split() == ["True", "[1]"]
+    assert out.splitlines() == ["False ['dead', 'written']", "True ['dead', 'waits', 'written']"]

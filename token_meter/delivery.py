@@ -71,6 +71,7 @@ class Delivery:
         self._running = TryLock()
         self._stopping = False
         self._leaving = False
+        self._displaced = False
         self._moved = False
         self._volatile = False
         self._save_failed = False
@@ -155,7 +156,7 @@ class Delivery:
         """The child does not deliver until it gets the lock itself."""
         self._lock.after_fork()
         self._running = TryLock()
-        self._batch, self._moved = None, False
+        self._batch, self._moved, self._displaced = None, False, False
         self._retry_at = self._lock_at = float("-inf")
         self.asked_to_wait = False
 
@@ -165,22 +166,23 @@ class Delivery:
         try:
             if self._lock.lost():
                 self._lock.release()
-                return self._acquire(keep=True)
-            return self.held or self._acquire(keep=False)
+                self._displaced = True
+            return self.held or self._acquire()
         except (OSError, NewerSchema) as error:
             self._lock.release()
             self._problem(f"sink {self.name}: cannot deliver", error)
             return False
 
-    def _acquire(self, *, keep: bool) -> bool:
+    def _acquire(self) -> bool:
         if time.monotonic() < self._lock_at:
             return False
         self._lock_at = time.monotonic() + LOCK_RETRY_SECONDS
         if not self._lock.acquire():
             return False
         path = self._folder.cursor(self.name)
-        if keep and not path.exists():
-            # The whole folder was deleted; what we know is more than what is left.
+        displaced, self._displaced = self._displaced, False
+        if displaced and not path.exists():
+            # The whole folder was deleted under us; what we know is more than what is left of it.
             self._moved = True
             return True
         self.cursor = Cursor.load(path)

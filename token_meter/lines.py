@@ -55,7 +55,7 @@ def opened(call: Call, *, at: str) -> bytes:
     return f'{{"kind":"opened","id":"{call.id}","time":"{at}",{call.static}}}\n'.encode()
 
 
-def event(call: Call, reading: Reading, *, id: str, at: str, duration_ms: int, corrects: str | None = None) -> bytes:
+def event(call: Call, reading: Reading, *, id: str, at: str, duration_ms: int) -> bytes:
     """The line of one billed reading of a call."""
     usage = reading.usage
     quantities = ",".join([f'"{name}":{count}' for name, count in usage.items()]) if usage else ""
@@ -69,8 +69,6 @@ def event(call: Call, reading: Reading, *, id: str, at: str, duration_ms: int, c
         text += f',"price_context":{{{_context(reading.price_context)}}}'
     if reading.response_id:
         text += f',"response_id":{_id(reading.response_id)}'
-    if corrects:
-        text += f',"corrects":"{corrects}"'
     if reading.estimator:
         text += f',"estimator":{_quoted(reading.estimator)}'
     if reading.anomalies:

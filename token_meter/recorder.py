@@ -156,10 +156,9 @@ class CallRecorder:
             if customer is None or reading.anomalies or reading.status != "complete":
                 self._notable(reading.status, customer, reading.anomalies)
             id = call.id if place == 0 else self.clock.mint()
-            corrects = _derived_id(call, reading, reading.resolves) if reading.resolves else None
             if reading.object_id is not None:
-                id = _derived_id(call, reading, reading.object_id)
-            written.append(lines.event(call, reading, id=id, at=at, duration_ms=duration, corrects=corrects))
+                id = _derived_id(call, reading.object_id, reading.model)
+            written.append(lines.event(call, reading, id=id, at=at, duration_ms=duration))
         self.counts["events"] += len(written)
         return written[0] if len(written) == 1 else b"".join(written)
 
@@ -167,7 +166,7 @@ class CallRecorder:
         """False for an object that was read again and says the same: a poll after its end counts nothing."""
         if reading.object_id is None:
             return True
-        id = _derived_id(call, reading, reading.object_id)
+        id = _derived_id(call, reading.object_id, reading.model)
         if self._objects.get(id) == reading.usage:
             return False
         self._objects[id] = reading.usage
@@ -198,11 +197,11 @@ def _tell(tallies: tuple[Tally, ...], readings: list[Reading]) -> None:
         tally.add(total)
 
 
-def _derived_id(call: Call, reading: Reading, object_id: str) -> str:
+def _derived_id(call: Call, object_id: str, model: str | None) -> str:
     """The id of an object that is read more than once: the same wherever and whenever it is read (D5)."""
     import hashlib
 
-    key = "\n".join((call.provider, call.host, object_id, reading.model or call.model_requested or ""))
+    key = "\n".join((call.provider, call.host, object_id, model or ""))
     text = hashlib.sha256(key.encode()).hexdigest()
     # A UUIDv8 (RFC 9562): 122 bits of the digest.
     return f"{text[:8]}-{text[8:12]}-8{text[13:16]}-{'89ab'[int(text[16], 16) % 4]}{text[17:20]}-{text[20:32]}"

@@ -239,4 +239,5 @@ def test_a_sidecar_delivers_until_told_to_stop(
 
     assert (sidecar.returncode, err) == (0, "")
     assert time.monotonic() - begun < 15
-    assert cli("usage", "--json").json["total"]["events"] == 5
+    (state,) = cli("deliver", "status", "--json").json["deliveries"]
+    assert (state["delivered"], state["backlog_events"]) == (5, 0)

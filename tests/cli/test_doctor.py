@@ -234,6 +234,18 @@ def test_a_customer_whose_events_wait_in_the_journal(cli: Cli) -> None:
 
 
 @pytest.mark.usefixtures("healthy")
+def test_what_a_running_program_has_delivered_waits_for_nobody(cli: Cli) -> None:
+    with Journal(JOURNAL) as journal:
+        journal.append(line("event", **recent(5, customer="late").to_json()))
+        before = cli("doctor", "--customer", "late").out
+        cli("deliver", "run")
+        after = cli("doctor", "--customer", "late").out
+
+    assert "1 event of 'late' not in the ledger yet" in before
+    assert "nothing of 'late' waits for the ledger" in after
+
+
+@pytest.mark.usefixtures("healthy")
 def test_a_customer_whose_first_call_still_runs(cli: Cli) -> None:
     with Journal(JOURNAL) as journal:
         opened = line("opened", id="x", time=recent(1).to_json()["time"], customer="busy")

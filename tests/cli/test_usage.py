@@ -16,6 +16,7 @@ import pytest
 
 from tests.cli.conftest import Cli, clean_environment, store
 from tests.cli.journals import delivering, write_journal
+from token_meter.cli.catch_up import feeds_the_ledger
 from token_meter.cli.place import find
 from token_meter.testing.events import make_event
 from token_meter.usage import Usage
@@ -313,9 +314,17 @@ def test_a_journal_that_may_be_another_ledgers_is_left_alone(
 
     assert cli("usage", "--ledger", "other.db", "--json").json["delivered_first"] == 0
     assert cli("usage", "--json").json["delivered_first"] == 1
-    assert find("postgresql://elsewhere/x").fed is False
+
+
+def test_a_journal_that_lies_here_is_not_delivered_to_any_server_one_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_journal(tmp_path / "token_meter.journal", [make_event(90)])
+
+    assert not feeds_the_ledger(find("postgresql://elsewhere/x"))
     monkeypatch.setenv("TOKEN_METER_LEDGER", "postgresql://elsewhere/x")
-    assert find("postgresql://elsewhere/x").fed is True
+    assert feeds_the_ledger(find("postgresql://elsewhere/x"))
+    assert feeds_the_ledger(find("postgresql://other/x", tmp_path / "token_meter.journal"))
 
 
 def test_reading_never_waits_for_a_program_that_delivers(cli: Cli, tmp_path: Path) -> None:

@@ -47,11 +47,11 @@ def split(by, total):
     if "token_type" in by:
         for name in total:
             both = {"token_type": name, "headline": TOKEN_TYPES[name].headline}
-            yield {key: both[key] for key in both if key in by}, Usage({name: total[name]})
+            yield {key: both[key] for key in both if key in by}, Usage.of({name: total[name]})
     elif "headline" in by:
         for headline in {TOKEN_TYPES[name].headline for name in total}:
             mine = {name: total[name] for name in total if TOKEN_TYPES[name].headline == headline}
-            yield {"headline": headline}, Usage(mine)
+            yield {"headline": headline}, Usage.of(mine)
     else:
         yield {}, total
 

@@ -36,6 +36,8 @@ class Shape:
     estimates: bool = True
     """Without counts it is estimated; otherwise it is `unmetered`."""
     names_response: bool = True
+    injected: bool = False
+    """`include_usage` is added: a provider that then sends the extra chunk without usage shows it to the caller."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Row:
 
 SHAPES: Final = (
     Shape("openai", "chat", "chat.completions.create", CHAT),
-    Shape("openai", "chat stream", "chat.completions.create", {**CHAT, "stream": True}, stream=True, told_late=True),
+    Shape("openai", "chat stream", "chat.completions.create", {**CHAT, "stream": True}, stream=True, told_late=True,
+          injected=True),
     Shape(
         "openai", "chat stream with usage", "chat.completions.create",
         {**CHAT, "stream": True, "stream_options": {"include_usage": True}}, stream=True, told_late=True,
@@ -110,7 +113,7 @@ SHAPES: Final = (
     Shape(
         "openai", "completions stream", "completions.create",
         {"model": "gpt-3.5-turbo-instruct", "prompt": "Hello", "stream": True}, "completions", stream=True,
-        told_late=True,
+        told_late=True, injected=True,
     ),
     Shape(
         "openai", "embeddings", "embeddings.create", {"model": "text-embedding-3-small", "input": "Hello"},
@@ -251,7 +254,7 @@ async def is_the_same_in_pieces_and_compressed(bench: Bench, row: Row) -> None:
 async def is_flagged_when_no_counts_come(bench: Bench, row: Row) -> None:
     for faults in ({"nousage": True}, {"nullusage": True}):
         bare = await row.outcome(row.client(bench, wrap=False, faults=faults))
-        assert await row.outcome(row.client(bench, faults=faults)) == bare
+        assert await row.outcome(row.client(bench, faults=faults)) == bare or row.shape.injected
 
     for event in bench.events:
         assert "no_usage" in event.anomalies
@@ -313,7 +316,7 @@ def _assert_ended_early(bench: Bench, row: Row, *anomalies: str) -> None:
         assert 0 < event.usage.output <= line.usage.output
 
 
-async def _opened(bench: Bench, row: Row, *, steps: int = 4, **faults: Any) -> Any:
+async def _opened(bench: Bench, row: Row, *, steps: int = 9, **faults: Any) -> Any:
     client = row.client(bench, faults={"events": 30, **faults})
     with bench.meter.customer("acme"):
         stream = await row.call(client)
@@ -325,15 +328,17 @@ async def _opened(bench: Bench, row: Row, *, steps: int = 4, **faults: Any) -> A
 async def _collect() -> None:
     """Drop everything unreachable; the finalisers of asynchronous generators need turns of the loop."""
     collect()
-    await asyncio.sleep(0)
+    for _ in range(8):
+        await asyncio.sleep(0)
     collect()
 
 
 async def is_billed_when_closed(bench: Bench, row: Row) -> None:
     stream = await _opened(bench, row)
     await row.close(stream)
+    await _collect()  # Google's generators close what is inside them in a later turn of the loop
 
-    _assert_ended_early(bench, row, "closed")
+    _assert_ended_early(bench, row, "closed", "dropped")
 
 
 async def is_billed_when_dropped(bench: Bench, row: Row) -> None:
@@ -345,9 +350,9 @@ async def is_billed_when_dropped(bench: Bench, row: Row) -> None:
 
 
 async def is_billed_when_the_connection_drops(bench: Bench, row: Row) -> None:
-    bare = await row.outcome(row.client(bench, wrap=False, faults={"events": 30, "drop": 6}))
+    bare = await row.outcome(row.client(bench, wrap=False, faults={"events": 30, "drop": 9}))
     bench.provider.reset()
-    client = row.client(bench, faults={"events": 30, "drop": 6})
+    client = row.client(bench, faults={"events": 30, "drop": 9})
     with bench.meter.customer("acme"):
         metered = await row.outcome(client)
 
@@ -356,9 +361,9 @@ async def is_billed_when_the_connection_drops(bench: Bench, row: Row) -> None:
 
 
 async def is_billed_and_flagged_after_a_clean_cut(bench: Bench, row: Row) -> None:
-    bare = await row.outcome(row.client(bench, wrap=False, faults={"events": 30, "cut": 6}))
+    bare = await row.outcome(row.client(bench, wrap=False, faults={"events": 30, "cut": 9}))
     bench.provider.reset()
-    client = row.client(bench, faults={"events": 30, "cut": 6})
+    client = row.client(bench, faults={"events": 30, "cut": 9})
     with bench.meter.customer("acme"):
         metered = await row.outcome(client)
 
@@ -367,9 +372,9 @@ async def is_billed_and_flagged_after_a_clean_cut(bench: Bench, row: Row) -> Non
 
 
 async def is_billed_when_the_provider_fails_in_the_middle(bench: Bench, row: Row) -> None:
-    bare = await row.outcome(row.client(bench, wrap=False, faults={"events": 30, "errmid": 6}))
+    bare = await row.outcome(row.client(bench, wrap=False, faults={"events": 30, "errmid": 9}))
     bench.provider.reset()
-    client = row.client(bench, faults={"events": 30, "errmid": 6})
+    client = row.client(bench, faults={"events": 30, "errmid": 9})
     with bench.meter.customer("acme"):
         metered = await row.outcome(client)
     await _collect()
@@ -416,7 +421,9 @@ async def is_unmetered_when_no_answer_comes_in_time(bench: Bench, row: Row) -> N
 
 
 async def costs_nothing_when_nobody_listens(bench: Bench, row: Row) -> None:
-    outcome = await row.outcome(row.client(bench, host="http://127.0.0.1:1"))
+    # Over aiohttp, Google's SDK waits for some seconds, at random, and tries again.
+    options = {"aiohttp": False} if row.shape.sdk == "google" else {}
+    outcome = await row.outcome(row.client(bench, host="http://127.0.0.1:1", **options))
 
     assert outcome.error
     assert bench.events == []

@@ -34,7 +34,7 @@ def parse(url: str | os.PathLike[str]) -> URL:
     try:
         # SQLAlchemy does not know the short name that libpq and many hosters use.
         parsed = make_url("postgresql" + given[8:] if given.startswith("postgres://") else given)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise ValueError("this ledger URL cannot be read. Use a path, sqlite:///path or postgresql://...") from None
     if parsed.drivername in _DRIVERS:
         return parsed

@@ -122,11 +122,13 @@ class Rollups:
         self._new_series.update((key, numbers[row["digest"]]) for key, row in rows.items())
 
     def _series_row(self, key: SeriesKey) -> dict[str, Any]:
-        known = self._memory.values | self._new_values if key[-1] else ()
-        named = {name: value if (name, value) in known else OTHER for name, value in key[-1]}
+        named = {pair[0]: pair[1] if self._is_admitted(pair) else OTHER for pair in key[-1]}
         row = dict(zip(SERIES_COLUMNS, (*key[:-1], to_json(named) if named else None), strict=True))
         row["digest"] = blake2b(to_json(list(row.values())).encode(), digest_size=16).digest()
         return row
+
+    def _is_admitted(self, pair: DimensionValue) -> bool:
+        return pair in self._memory.values or pair in self._new_values
 
     def _admit(self, pairs: set[DimensionValue]) -> None:
         """Let new values of declared dimensions into the rollups while there is room for them."""

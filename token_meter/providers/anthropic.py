@@ -7,9 +7,10 @@ leaves out (compaction, advisor, declined hops). Formulas: design D1.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, ClassVar, Final
 
-from token_meter.providers.base import Body, Endpoint, Fold, Reading, fit, mapping, text, whole
+from token_meter.providers.base import Body, Endpoint, Fold, Reading, fit, mapping, tells_counts, text, whole
 from token_meter.providers.sse import events
 from token_meter.usage import Usage
 
@@ -18,11 +19,14 @@ def read_message(document: Body) -> list[Reading]:
     """A Message, plain or folded from its stream: one reading, plus one per extra billed iteration."""
     usage = document.get("usage")
     reading = Reading(None, model=text(document.get("model")), response_id=text(document.get("id")))
-    if not isinstance(usage, dict):
+    if not tells_counts(usage):
         if usage is not None:
             reading.anomalies.append("unreadable_usage")
         return [reading]
     reading.usage = message_usage(usage, reading.anomalies)
+    if document.get("_cut_short"):
+        reading.status = "partial"
+        reading.anomalies.append("unreadable_usage")
     reading.price_context = price_context(usage, reading.usage)
     reading.raw_usage = usage
     return [reading, *_iterations(usage, reading)]
@@ -87,8 +91,8 @@ class MessageFold(Fold):
         if data.rfind(b"message_") >= 0:  # faster than a forward search on small chunks
             for event in events(data):
                 self.event(event)
-        elif not self.document:  # counts are told at the start; only a stream without one needs an estimate
-            self.text_bytes += len(data) * weight
+        elif weight and not self.document.get("usage"):  # told at the start, or else estimated
+            self.text_bytes += weight * sum(match.end(1) - match.start(1) for match in _TEXT.finditer(data))
 
     def event(self, event: bytes) -> None:
         try:
@@ -111,8 +115,8 @@ class MessageFold(Fold):
         if isinstance(new, dict):
             old = mapping(self.document.get("usage"))
             self.document["usage"] = {**old, **{name: value for name, value in new.items() if value is not None}}
-        elif new is not None:
-            self.document["usage"] = new
+        elif new is not None:  # the counts told before stand, but they are not the last word
+            self.document["_cut_short"] = True
 
     def _without_usage(self, stop: Body) -> None:
         """Bedrock repeats the counts in its own metrics; they are used only where the events carry none."""
@@ -125,6 +129,8 @@ class MessageFold(Fold):
                 "cache_creation_input_tokens": metrics.get("cacheWriteInputTokenCount"),
             }
 
+
+_TEXT: Final = re.compile(rb'"(?:text|thinking|partial_json)":\s*"((?:[^"\\]|\\.)*)"')
 
 MESSAGES: Final = Endpoint("messages", read_message, MessageFold, ("id", "model", "usage"), "content")
 

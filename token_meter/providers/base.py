@@ -9,8 +9,9 @@ Recorder   takes calls and readings further (the Meter); providers know nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeGuard
 
 from token_meter.context import Attribution
 from token_meter.schema import Status
@@ -25,11 +26,11 @@ class Reading:
 
     `usage` is None when the provider told no counts; `raw_usage` is the provider's own block, filtered when written.
     `object_id` names an object whose usage may be read again or arrives later: the event id is then derived from it
-    instead of minted (decision D5). `resolves` is the object id of an earlier placeholder whose usage this is.
+    instead of minted (decision D5).
     """
 
     __slots__ = (
-        "anomalies", "estimator", "model", "object_id", "price_context", "raw_usage", "resolves", "response_id",
+        "anomalies", "estimator", "model", "object_id", "price_context", "raw_usage", "response_id",
         "status", "usage",
     )  # fmt: skip
 
@@ -50,7 +51,6 @@ class Reading:
         self.raw_usage = raw_usage
         self.anomalies = [] if anomalies is None else anomalies
         self.object_id: str | None = None
-        self.resolves: str | None = None
         self.status: Status = status
         self.estimator: str | None = None
 
@@ -215,6 +215,11 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def tells_counts(block: Any) -> TypeGuard[Body]:
+    """Whether a usage block is one: an object with a number in it. An empty one tells nothing, not even zero."""
+    return isinstance(block, dict) and any(type(value) is int or type(value) is float for value in block.values())
+
+
 def text(value: Any) -> str | None:
     """`value` if it is a non-empty string of sane length, else None."""
     return value if isinstance(value, str) and 0 < len(value) <= 512 else None
@@ -228,22 +233,28 @@ _RAW_DEPTH_MAX: Final = 6
 def raw_numbers(value: Any, depth: int = 0) -> Any:
     """The numbers and enum words of a usage block: what may be kept (decision D12). Prose is dropped."""
     kind = type(value)
-    if kind is int or kind is float or kind is bool or value is None:
+    if kind is int or kind is bool or value is None:
         return value
+    if kind is float:
+        return value if math.isfinite(value) else None  # JSON has no other
     if kind is str:
-        return (
-            value
-            if len(value) <= _RAW_TEXT_MAX and value.replace("-", "").replace("_", "").replace(".", "").isalnum()
-            else None
-        )
+        return value if _is_word(value) else None
     if depth >= _RAW_DEPTH_MAX:
         return None
-    if kind is dict:
+    if isinstance(value, dict):
         return {
-            name[:_RAW_TEXT_MAX]: kept
+            name: kept
             for name, each in list(value.items())[:64]
-            if (kept := raw_numbers(each, depth + 1)) is not None
+            if _is_word(name) and (kept := raw_numbers(each, depth + 1)) is not None
         }
     if kind is list:
         return [raw_numbers(each, depth + 1) for each in value[:16]]
     return None
+
+
+def _is_word(text: str) -> bool:
+    return (
+        len(text) <= _RAW_TEXT_MAX
+        and text.isascii()
+        and text.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar, Final
 
-from token_meter.providers.base import Body, Endpoint, Fold, Reading, mapping, text, whole
+from token_meter.providers.base import Body, Endpoint, Fold, Reading, mapping, tells_counts, text, whole
 from token_meter.usage import Usage
 
 # Vertex can be asked for integer enums (google.ai.generativelanguage.Modality).
@@ -31,7 +31,7 @@ def read_generation(document: Body) -> list[Reading]:
     # Counts of zero are left out, but Vertex also sends a traffic type alone while nothing is counted yet: no counts
     # mean zero only for a prompt that was blocked.
     blocked = bool(mapping(document.get("promptFeedback")).get("blockReason"))
-    if not isinstance(usage, dict) or not (blocked or any(name.endswith("okenCount") for name in usage)):
+    if not isinstance(usage, dict) or not (blocked or tells_counts(usage)):
         if usage is not None and not isinstance(usage, dict):
             reading.anomalies.append("unreadable_usage")
         return [reading]
@@ -147,7 +147,8 @@ class GenerationFold(Fold):
         """One chunk as JSON (the SDK hands chunks over one by one)."""
         if not data:
             return
-        self.text_bytes += max(0, len(data) - _ENVELOPE_BYTES)
+        if (start := data.find(b'"text"') + 9) > 8:  # `"text": "`, as the SDK writes it
+            self.text_bytes += max(0, data.find(b'"', start) - start)
         at = data.rfind(b'"usageMetadata"')
         if at < 0 or data.find(b'"usageMetadata"') != at or any(data.rfind(word) >= 0 for word in _TELLING):
             self._take_newest()
@@ -193,7 +194,6 @@ class GenerationFold(Fold):
             merged["promptFeedback"] = chunk["promptFeedback"]
 
 
-_ENVELOPE_BYTES: Final = 300
 _TELLING: Final = (b'"finishReason"', b'"groundingMetadata"', b'"promptFeedback"')
 
 

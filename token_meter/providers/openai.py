@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-from token_meter.providers.base import Body, Endpoint, Fold, Reading, fit, mapping, text, whole
+from token_meter.providers.base import Body, Endpoint, Fold, Reading, fit, mapping, tells_counts, text, whole
 from token_meter.providers.sse import events
 from token_meter.usage import Usage
 
@@ -134,7 +134,7 @@ class CompletionFold(Fold):
 def is_usage_only(event: bytes) -> bool:
     """Whether an event is the extra chunk that `include_usage` adds: no choices, only usage."""
     chunk = _json(event)
-    return chunk is not None and chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict)
+    return chunk is not None and not chunk.get("choices") and chunk.get("usage") is not None
 
 
 _TEXT: Final = re.compile(rb'"(?:content|reasoning_content|reasoning|arguments|refusal|text)":\s*"((?:[^"\\]|\\.)*)"')
@@ -158,10 +158,9 @@ def read_response(document: Body) -> list[Reading]:
     usage, anomalies = _usage_block(document)
     reading = _reading(document, usage, anomalies)
     if document.get("background") and reading.response_id:
+        reading.object_id = reading.response_id
         if usage is None and document.get("status") in _UNFINISHED:
             return [_deferred(reading)]
-        reading.object_id = reading.response_id
-        reading.resolves = reading.response_id + _DEFERRED
     if usage is not None:
         reading.usage = responses_usage(usage, anomalies) + tool_calls(document, usage, anomalies)
         reading.price_context["context_tokens"] = whole(usage.get("input_tokens"), [], "input_tokens")
@@ -169,16 +168,17 @@ def read_response(document: Body) -> list[Reading]:
 
 
 _UNFINISHED: Final = frozenset({"queued", "in_progress"})
-_DEFERRED: Final = "#deferred"
 _STREAMED: Final = "#streamed"
 
 
 def _deferred(reading: Reading) -> Reading:
-    """A Response that runs in the background: a placeholder, so that one nobody ever reads is not lost in silence."""
+    """A Response that runs in the background: a placeholder, so that one nobody ever reads is not lost in silence.
+
+    The read that brings the counts has the same event id, and a real event takes the place of a placeholder.
+    """
     reading.usage = Usage()
     reading.status = "unmetered"
     reading.anomalies.append("deferred")
-    reading.object_id = f"{reading.response_id}{_DEFERRED}"
     return reading
 
 
@@ -365,13 +365,11 @@ class LastUsageFold(Fold):
 
 
 def _usage_block(document: Body) -> tuple[Body | None, list[str]]:
-    """The usage block, or None: absent, null, or (an anomaly) something that is no object."""
+    """The usage block, or None: absent, null, or (an anomaly) something that tells no counts."""
     usage = document.get("usage")
-    if isinstance(usage, dict):
-        return usage, []
-    routed = mapping(document.get("x_groq")).get("usage")
-    if isinstance(routed, dict):
-        return routed, []
+    for block in (usage, mapping(document.get("x_groq")).get("usage")):
+        if tells_counts(block):
+            return block, []
     return None, ([] if usage is None else ["unreadable_usage"])
 
 

@@ -202,7 +202,7 @@ class Hide:
     def quick(self, data: bytes) -> bytes | None:
         """What the caller may see of a piece that is one event without usage; None for any other piece."""
         shown = data.replace(self._null, b"")
-        if shown is data and (data.rfind(b'"usage":') >= 0 or not data.endswith(b"}\n\n")):
+        if len(shown) == len(data) and (data.rfind(b'"usage":') >= 0 or not data.endswith(b"}\n\n")):
             return None
         return shown if data.find(b"\n") == len(data) - 2 else None
 

@@ -9,7 +9,10 @@ from token_meter.sinks.lock import ForkLock
 
 
 class MemorySink:
-    """Keeps every event once, by id, in the order of arrival. Nothing is ever thrown away: call `clear()`."""
+    """Keeps every event once, by id, in the order of arrival. Nothing is ever thrown away: call `clear()`.
+
+    As in the ledger, a real event takes the place of an `unmetered` placeholder with the same id.
+    """
 
     def __init__(self, name: str = "memory") -> None:
         self.name = name
@@ -26,7 +29,9 @@ class MemorySink:
         """Keep the events; one that is already there stays as it is."""
         with self._lock:
             for event in events:
-                self._events.setdefault(event.id, event)
+                kept = self._events.setdefault(event.id, event)
+                if kept.status == "unmetered" and not kept.usage and event.status != "unmetered":
+                    self._events[event.id] = event
 
     def clear(self) -> None:
         """Forget everything, so that events that come again are kept again."""
