@@ -36,7 +36,8 @@ class BillingSink:
         nameless = [event for event in events if event.customer is None]
         if nameless:
             raise Rejected(nameless, "the billing service needs a customer")
-        body = json.dumps({"events": [self._as_sent(event) for event in events]}).encode()
+        # An event without usage is a placeholder; the real one comes under the same id, and must not find it taken.
+        body = json.dumps({"events": [self._as_sent(event) for event in events if event.usage]}).encode()
         request = urllib.request.Request(self._url, body, self._headers)
         try:
             urllib.request.urlopen(request, timeout=10).close()

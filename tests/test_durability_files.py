@@ -34,6 +34,7 @@ from tests.journal_kit import (
     written,
 )
 from token_meter.backlog import status
+from token_meter.cursors import Cursor
 from token_meter.deliver import deliver_once, forget
 from token_meter.errors import JournalError, NewerSchema, Retry
 from token_meter.folder import JournalFolder
@@ -41,6 +42,8 @@ from token_meter.journal import Journal
 from token_meter.locks import close_owned, lock_now, open_owned
 from token_meter.problems import read_problems
 from token_meter.quarantine import read_quarantine
+from token_meter.retention import Retention
+from token_meter.segments import SegmentIndex
 
 SEALED = line(kind="sealed")
 HEADER = line(kind="segment", schema=1, pid=4242, host="elsewhere", started="2026-03-01T11:59:59.000000Z")
@@ -464,6 +467,17 @@ def test_a_living_writers_segment_is_never_deleted(folder):
         deliver(folder)
 
         assert len(segments(folder)) == 1
+
+
+def test_nothing_is_deleted_while_no_sink_is_known(folder):
+    path = put_segment(folder, HEADER + event("a") + SEALED)
+    index = SegmentIndex(JournalFolder(folder).segments)
+    problems: list[str] = []
+    retention = Retention(
+        JournalFolder(folder), index, problem=lambda what, _: problems.append(what), journal_bytes_max=1 << 30
+    )
+
+    assert (retention.sweep(lambda _: Cursor()), path.exists(), problems) == (0, True, [])
 
 
 def test_a_forgotten_sink_no_longer_keeps_segments(folder):

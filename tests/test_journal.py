@@ -386,6 +386,26 @@ def test_a_full_disk_loses_nothing_and_leaves_one_torn_line(folder):
     assert raw[-1] == b'{"kind":"sealed"}'
 
 
+def test_a_write_cut_between_two_events_repeats_neither(folder):
+    run(
+        """
+        import resource, signal, sys
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        journal = Journal(sys.argv[1])
+        journal.opened("a", opened("a"))
+        size = segments(sys.argv[1])[0].stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + len(event("a")) + 10, resource.RLIM_INFINITY))
+        journal.ended("a", event("a") + event("b", call="a"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        journal.close()
+        """,
+        folder,
+    )
+    raw = segments(folder)[0].read_bytes().splitlines(keepends=True)
+
+    assert raw[2:] == [event("a"), event("b", call="a")[:10] + b"\n", event("b", call="a"), b'{"kind":"sealed"}\n']
+
+
 def test_a_really_full_file_system_loses_nothing(tmp_path):
     disk = tmp_path / "disk"
     with small_disk(disk, "256k"):
@@ -573,6 +593,15 @@ def test_what_an_exception_quotes_is_not_kept(journal, folder):
 
     assert "secret" not in (folder / "problems.jsonl").read_text()
     assert "ValueError at test_journal.py" in read_problems(folder)[0]["error"]
+
+
+def test_the_file_of_problems_is_begun_again_when_it_is_large(journal, folder):
+    entry = b'{"what":"earlier","process":"x","error":"%s","count":1}\n' % (b"x" * 1_000)
+    (folder / "problems.jsonl").write_bytes(entry * ((1 << 20) // len(entry) + 1))
+    journal.problem("later", "else")
+
+    assert (folder / "problems.jsonl").stat().st_size < 1_000
+    assert {kind["what"]: kind["count"] for kind in read_problems(folder)} == {"earlier": 1, "later": 1}
 
 
 def test_problems_stay_bounded(journal, folder):

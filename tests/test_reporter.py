@@ -717,6 +717,28 @@ def test_flush_is_false_while_lines_wait_for_the_disk(folder):
     reporter.close()
 
 
+def test_flush_is_false_when_the_sinks_have_all_but_the_disk_does_not(folder):
+    out = run(
+        """
+        import logging, resource, signal, sys, threading
+        logging.disable()
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        journal = Journal(sys.argv[1])
+        sink = HangingSink()
+        reporter = Reporter(journal, [sink])
+        call(journal, "written")
+        sink.entered.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
+        call(journal, "waits")
+        threading.Timer(0.2, sink.go_on.set).start()
+        print(reporter.flush(30), sink.ids)
+        """,
+        folder,
+    )
+
+    assert out.split(maxsplit=1) == ["False", "['written']\n"]
+
+
 def test_flush_does_not_wait_for_a_newer_version(journal, folder):
     put_segment(folder, line(kind="segment", schema=2))
     with Reporter(journal, [ListSink()]) as reporter:
@@ -724,6 +746,10 @@ def test_flush_does_not_wait_for_a_newer_version(journal, folder):
 
         assert not reporter.flush(LONG)
         assert list(reporter.deliveries()[0].blocked) == [segments(folder)[0].name]
+        for _ in range(5):
+            reporter.flush(LONG)
+    # Once when it was not recovered, once when it was not delivered.
+    assert journal.state().problems == {"a segment waits for a newer version": 2}
 
 
 def test_close_twice_and_flush_after_close(journal):
@@ -830,15 +856,17 @@ def test_a_folder_deleted_under_a_running_reporter_is_made_again(journal, folder
     assert {"journal.json", "segments", "cursors", "locks"} <= set(documents)
 
 
-def test_a_deleted_journal_document_and_cursor_are_written_again(journal, folder):
+def test_a_deleted_journal_document_and_cursor_are_written_again(folder):
+    journal = Journal(folder, fsync="never")
     with Reporter(journal, [ListSink()], interval_seconds=0.01) as reporter:
         write(journal, ["a"])
         reporter.flush(LONG)
+        while not json.loads((folder / "cursors" / "list.json").read_text())["sent"]:
+            time.sleep(0.01)
         (folder / "journal.json").unlink()
         (folder / "cursors" / "list.json").unlink()
         reporter.flush(LONG)
-        deadline = time.monotonic() + LONG
-        while not (folder / "cursors" / "list.json").exists() and time.monotonic() < deadline:
+        while not (folder / "cursors" / "list.json").exists():
             time.sleep(0.01)
 
         assert json.loads((folder / "journal.json").read_text())["sinks"] == ["list"]

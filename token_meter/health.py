@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Health:
     """`ok` is false when a human should look; `warnings` say at what, one sentence each.
 
-    Counters are of this process since it started: events, unattributed, partial, estimated, unmetered, anomalies,
-    problems (internal failures). `pending` lines wait in memory because the journal cannot be written; `lost` ones
-    did not fit there any more.
+    Counters are of this process since it started: events, unattributed, partial, estimated, unmetered, deferred
+    (background responses whose usage comes with a later read), anomalies, problems (internal failures). `pending`
+    lines wait in memory because the journal cannot be written; `lost` ones did not fit there any more.
     """
 
     journal: str | None
@@ -74,13 +74,13 @@ def _warnings(health: Health) -> Iterator[str]:
         for segment, reason in delivery.blocked.items():
             yield f"sink {delivery.name}: segment {segment} waits ({reason})"
         if delivery.quarantined:
-            yield f"sink {delivery.name}: {delivery.quarantined} refused events are in quarantine"
+            yield f"sink {delivery.name}: refused events in quarantine: {delivery.quarantined}"
     if health.counters.get("unmetered"):
-        yield f"{health.counters['unmetered']} calls may have been billed by the provider without known usage"
+        yield f"calls that the provider may have billed without known usage: {health.counters['unmetered']}"
     if health.counters.get("unattributed"):
-        yield f"{health.counters['unattributed']} events have no customer"
+        yield f"events without a customer: {health.counters['unattributed']}"
     if health.invalid_lines:
-        yield f"{health.invalid_lines} unreadable lines in the journal"
+        yield f"unreadable lines in the journal: {health.invalid_lines}"
     yield from health.flags
     for kind, count in health.problems.items():
         yield f"internal failure {kind}: {count} times"

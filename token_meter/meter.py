@@ -49,9 +49,10 @@ class Meter:
     """Meters every call of the clients it wraps, and delivers the events to its sinks.
 
     A `str` or path among `sinks` is a ledger (`"usage.db"`, `"postgresql://…"`); anything else is an object with
-    `send`. Without sinks: `$TOKEN_METER_LEDGER`, else `usage.db` in the working directory. `journal` is the folder
-    that makes events durable before a call returns (default: beside the ledger, `<ledger>.journal`); `dimensions`
-    are the keys the ledger sums usage by; `on_error` is called with `(what, error)` for each internal failure.
+    `send`. Without sinks: `$TOKEN_METER_LEDGER` (and `$TOKEN_METER_JOURNAL`), else `usage.db` in the working directory.
+    `journal` is the folder that makes events durable before a call returns (default: beside the ledger,
+    `<ledger>.journal`); `dimensions` are the keys the ledger sums usage by; `on_error` is called with `(what, error)`
+    for each internal failure.
 
     A Meter is a context manager; `close()` delivers what is left. `TOKEN_METER_DISABLED=1` turns it off.
     Raises JournalError when the journal folder cannot be used.
@@ -72,7 +73,7 @@ class Meter:
         self._on_error = on_error
         self._dimensions = tuple(dimensions)
         self._sinks = self._made_sinks(sinks)
-        self._journal = self._made_journal(journal)
+        self._journal = self._made_journal(journal, from_environment=not sinks)
         self._reporter = self._made_reporter()
         self._recorder = CallRecorder(
             self._journal if self._journal is not None else _Nowhere(),
@@ -95,9 +96,7 @@ class Meter:
         TOKEN_METER_LEDGER (path or URL), TOKEN_METER_JOURNAL (folder), TOKEN_METER_DIMENSIONS (comma-separated).
         """
         dimensions = [name.strip() for name in os.environ.get("TOKEN_METER_DIMENSIONS", "").split(",")]
-        return cls(
-            journal=os.environ.get("TOKEN_METER_JOURNAL") or None, dimensions=[name for name in dimensions if name]
-        )
+        return cls(dimensions=[name for name in dimensions if name])
 
     # ---- wrapping ----
 
@@ -352,7 +351,7 @@ class Meter:
                 )
         return made
 
-    def _made_journal(self, folder: str | os.PathLike[str] | None) -> Journal | None:
+    def _made_journal(self, folder: str | os.PathLike[str] | None, *, from_environment: bool) -> Journal | None:
         if self.disabled:
             return None
         from token_meter.journal import Journal
@@ -360,6 +359,8 @@ class Meter:
         fsync = os.environ.get("TOKEN_METER_FSYNC", "interval")
         if fsync not in ("always", "interval", "never"):
             raise ValueError(f"TOKEN_METER_FSYNC must be always, interval or never, not {fsync!r}")
+        if folder is None and from_environment:
+            folder = os.environ.get("TOKEN_METER_JOURNAL") or None
         return Journal(folder if folder is not None else journal_beside(self._sinks), fsync=fsync)  # type: ignore[arg-type]
 
     def _made_reporter(self) -> Reporter | None:

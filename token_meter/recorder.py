@@ -82,7 +82,8 @@ class CallRecorder:
 
     def allow_include_usage(self, *hosts: str) -> None:
         """Hosts (`name`, `name:port` or a `*` pattern) that accept `include_usage` beside those known to."""
-        self._include_usage = tuple(dict.fromkeys((*self._include_usage, *(host.lower() for host in hosts if host))))
+        named = [host.strip().lower() for host in hosts]
+        self._include_usage = tuple(dict.fromkeys((*self._include_usage, *(name for name in named if name))))
 
     def record(self, call: Call, readings: list[Reading]) -> None:
         """Write the events of a call that ended, then let the tallies know."""
@@ -177,7 +178,7 @@ class CallRecorder:
     def _notable(self, status: str, customer: str | None, anomalies: Any) -> None:
         counts = self.counts
         if status != "complete":
-            counts[status] += 1
+            counts["deferred" if "deferred" in anomalies else status] += 1
         if anomalies:
             counts["anomalies"] += 1
         if customer is None:

@@ -196,7 +196,7 @@ def test_export_of_many_events_takes_constant_memory(large: Path, format: str) -
     many, many_peak = peak()
 
     assert (few, many) == ((10_000, MANY) if format == "jsonl" else (10_001, MANY + 1))
-    assert many_peak - few_peak < 10_000  # KiB: the lines alone would take more
+    assert many_peak - few_peak < 20_000  # KiB: a page cache grows by half of that, the lines alone would take more
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(large: Path) -> None:

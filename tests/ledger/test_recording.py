@@ -19,8 +19,8 @@ from token_meter.usage import QUANTITY_MAX, TOKEN_TYPES, Usage
 ON_BOTH = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 NAUGHTY = [
-    "", " ", "\0", "a\0b", "\ud800", "\udfff\ud800", "\ue000", "\ue0000000", "Ωmega 株式会社 🜚", "'; DROP TABLE events; --",
-    '"{},\\', "%s %(x)s :name ?", "NULL", "(other)", "\n\r\t\u2028", "x" * 1024, "é" * 512, "e\u0301",
+    "", " ", "\0", "a\0b", "\ud800", "\udfff\ud800", "\ue000", "\ue0000000", "Ωmega 株式会社 🜚",
+    "'; DROP TABLE events; --",    '"{},\\', "%s %(x)s :name ?", "NULL", "(other)", "\n\r\t\u2028", "x" * 1024, "é" * 512, "e\u0301",
 ]  # fmt: skip
 
 names = st.text(st.characters(), max_size=8) | st.sampled_from(NAUGHTY)
@@ -32,7 +32,7 @@ json_values = st.recursive(
     leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner)
 )
 offsets = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
-times = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC) | offsets)
+times = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC) | offsets)  # noqa: DTZ001
 
 any_event = st.builds(
     MeterEvent,
@@ -228,7 +228,7 @@ def test_an_event_the_ledger_can_never_hold_is_refused_alone(ledger):
         make_event(17, customer=5),
         make_event(18, dimensions={"a": 5}),
         make_event(19, dimensions={"a": ["unhashable"]}),
-        make_event(20, time=datetime(2026, 1, 1)),
+        make_event(20, time=datetime(2026, 1, 1)),  # noqa: DTZ001
         make_event(21, usage=Usage.of({"input": -1})),
         make_event(22, usage=Usage.of({"input": 2**63})),
         make_event(23, usage=Usage.of({"input": 1.5})),

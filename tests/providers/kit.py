@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import anthropic
 import httpx2
@@ -57,6 +60,7 @@ class Bench:
     def __enter__(self) -> Bench:
         if self._sockets:
             self._stack.enter_context(self.provider)
+        self._stack.enter_context(patch.dict(os.environ, TOKEN_METER_FSYNC="never"))
         self.captured: Captured = self._stack.enter_context(capture(instrument=()))
         return self
 
@@ -166,11 +170,16 @@ class Bench:
         return self.meter.wrap(client) if wrap else client
 
 
-def collect() -> None:
-    """Collect garbage: what the SDKs and pytest hold for good is left out after the first time, for speed."""
+@cache
+def _freeze() -> None:
     gc.collect()
-    if not gc.get_freeze_count():
-        gc.freeze()
+    gc.freeze()
+
+
+def collect() -> None:
+    """Collect garbage; what the SDKs and pytest hold for good is set aside the first time, for speed."""
+    _freeze()
+    gc.collect()
 
 
 def _close(client: Any) -> None:

@@ -48,9 +48,9 @@ class Ledger:
     """The append-only store of meter events, in an SQLite file or a PostgreSQL database.
 
     `url` is a path ("usage.db"), "sqlite:///path" or "postgresql://user@host/database"; `file` is the SQLite file,
-    None on PostgreSQL. Nothing is opened before the first use; then the tables are made or migrated, under a lock, so any number of processes may start at
-    once. Any thread may use it, and a forked child opens connections of its own. Close it, or use it as a
-    context manager.
+    None on PostgreSQL. Nothing is opened before the first use; then the tables are made or migrated, under a lock,
+    so any number of processes may start at once. Any thread may use it, and a forked child opens connections of its
+    own. Close it, or use it as a context manager.
 
     `dimensions` are those that enter rollups. A ledger remembers them: they hold for every process that records
     into it, also one that does not name them. Declaring one later rebuilds the rollups at the next opening.

@@ -160,6 +160,8 @@ def _ask_for_usage(
     chosen = asked.get("stream_options")
     if chosen is not None and (not isinstance(chosen, dict) or "include_usage" in chosen):
         return call, args, kwargs
+    if "stream_options" in mapping(getattr(options, "extra_json", None)):  # `extra_body` has the last word
+        return call, args, kwargs
     options = copy.copy(options)
     options.json_data = {**asked, "stream_options": {**mapping(chosen), "include_usage": True}}
     call.injected = True

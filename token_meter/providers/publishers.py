@@ -33,6 +33,7 @@ _FAMILIES: Final = (
     ("voyage", r"voyage"),
 )  # fmt: skip
 
+
 @lru_cache(maxsize=4096)
 def publisher_of(model: str | None) -> str | None:
     """The publisher of a model id (`gpt-5`, `anthropic/claude-…`, `us.anthropic.claude-…`), None if not known."""

@@ -266,8 +266,8 @@ class _SyncTee(_Tee):
                     yield shown
             if shown := self._finish():
                 yield shown
-        except GeneratorExit:
-            tap.settle("closed")
+        except GeneratorExit:  # let go of, often by the collector; `close` says so beforehand
+            tap.settle("closed", later=True)
             raise
         except BaseException:
             tap.settle("failed")
@@ -289,8 +289,8 @@ class _AsyncTee(_Tee):
                     yield shown
             if shown := self._finish():
                 yield shown
-        except GeneratorExit:
-            tap.settle("closed")
+        except GeneratorExit:  # let go of, often by the collector; `close` says so beforehand
+            tap.settle("closed", later=True)
             raise
         except BaseException:
             tap.settle("failed")
