@@ -3,7 +3,7 @@
     python -m bench.corpus [--only TEXT]
 
 Sync and async, plain and helper; all of it again in pieces of seven bytes and compressed; every stream cut half way,
-by a dropped connection and cleanly. Prints what differs; the exceptions and their reasons stand in tests/test_corpus.py.
+by a dropped connection and cleanly. Prints what differs; the exceptions and their reasons: tests/test_corpus.py.
 """
 
 from __future__ import annotations

@@ -247,9 +247,11 @@ def main() -> int:
     scale = 10 if chosen.quick else 1
     print(f"openai {openai.__version__}, CPython {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}")
     print(f"{'':26} {'bare us':>9} {'added us':>9} {'quartiles':>17}  target")
-    with tempfile.TemporaryDirectory(prefix="token_meter-overhead-") as name, Meter(
-        Nothing(), journal=Path(name) / "journal"
-    ) as meter, meter.customer("acme", feature="chat"):
+    with (
+        tempfile.TemporaryDirectory(prefix="token_meter-overhead-") as name,
+        Meter(Nothing(), journal=Path(name) / "journal") as meter,
+        meter.customer("acme", feature="chat"),
+    ):
         _calls(meter, rounds=chosen.rounds, scale=scale)
         _memory(meter)
         for policy in ("interval", "always"):

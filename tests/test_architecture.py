@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     # 1: the words. No input, no output.
     ("", "clock context errors event patience schema usage"),
     # 2: from an answer to a row. Each package stands for itself, see ISLANDS.
-    ("providers", ". anthropic base body estimate failures frames funnel genai genai_streams google hosts openai "
+    ("providers", ". anthropic base body estimate failures frames funnel genai genai_streams google hops hosts openai "
                   "patching publishers settle sse stainless stream"),
     ("", "backlog batch cursors deliver delivery folder journal keeper locks problems quarantine recovery registry "
          "reporter retention segment_file segments writer"),
@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     # 4: what users hold in their hands.
     ("", "customer health lines meter recorder"),
     # 5: around it.
-    ("testing", ". capture conformance events plugin"),
+    ("testing", ". builders capturing conformance plugin"),
     ("testing.provider", ". __main__ account answer delivery exchange failures faults http models reply request routes "
                          "server state transport weird"),
     ("testing.provider.anthropic", ". batches content messages usage"),
@@ -65,7 +65,7 @@ THIRD_PARTIES = {
     "typer": ("cli",),
     "rich": ("cli",),
     "pytest": ("testing.plugin",),
-    "hypothesis": ("testing.events",),
+    "hypothesis": ("testing.builders",),
     "openai": ("cli.demo",),
     "anthropic": ("cli.demo",),
     "google": ("cli.demo",),

@@ -94,6 +94,7 @@ def test_a_call_whose_process_died_becomes_an_unmetered_event_with_everything_kn
             "meter": "llm_tokens",
             "customer": "acme",
             "provider": "openai",
+            "model": "gpt-5",
             "model_requested": "gpt-5",
             "anomalies": ["no_response"],
             "dimensions": {"team": "x"},

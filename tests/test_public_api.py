@@ -19,7 +19,7 @@ from token_meter import CustomerScope, Meter, MeterEvent, Tally, TokenMeterError
 from token_meter.event import STATUSES
 from token_meter.health import Health
 from token_meter.ledger import Ledger, UsageRow
-from token_meter.testing.events import full_event
+from token_meter.testing.builders import full_event
 
 
 def signatures(thing: Any) -> dict[str, list[str]]:

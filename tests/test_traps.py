@@ -147,16 +147,10 @@ def copied_client(bench: Bench) -> None:
 
 TRAPS: dict[str, Callable[[Bench], object]] = {
     "g OpenAI create (cached 600, reasoning 120)": lambda bench: bench.openai().chat.completions.create(**CHAT),
-    "chat stream, include_usage set": lambda bench: read(
-        bench.openai().chat.completions.create(**CHAT, **WITH_USAGE)
-    ),
-    "a stream without include_usage": lambda bench: read(
-        bench.openai().chat.completions.create(**CHAT, stream=True)
-    ),
+    "chat stream, include_usage set": lambda bench: read(bench.openai().chat.completions.create(**CHAT, **WITH_USAGE)),
+    "a stream without include_usage": lambda bench: read(bench.openai().chat.completions.create(**CHAT, stream=True)),
     "f Anthropic create, cache r/w": lambda bench: bench.anthropic().messages.create(**MESSAGE),
-    "f2 Anthropic create(stream=True)": lambda bench: read(
-        bench.anthropic().messages.create(**MESSAGE, stream=True)
-    ),
+    "f2 Anthropic create(stream=True)": lambda bench: read(bench.anthropic().messages.create(**MESSAGE, stream=True)),
     "j3 Anthropic .stream() events": helper_events,
     "j4 Anthropic .stream() get_final_message": helper_final_message,
     "j5 Anthropic .stream() text_stream": helper_text,
@@ -165,14 +159,10 @@ TRAPS: dict[str, Callable[[Bench], object]] = {
     "Anthropic beta.stream": beta_helper,
     "i3 Anthropic with_raw_response": lambda bench: bench.anthropic().messages.with_raw_response.create(**MESSAGE),
     "h Gemini generate (thoughts 150)": lambda bench: bench.google().models.generate_content(**GENERATE),
-    "h2 Gemini stream cumulative": lambda bench: read(
-        bench.google().models.generate_content_stream(**GENERATE)
-    ),
+    "h2 Gemini stream cumulative": lambda bench: read(bench.google().models.generate_content_stream(**GENERATE)),
     "Gemini async stream": async_gemini_stream,
     "Gemini chats": gemini_chat,
-    "i with_raw_response.parse": lambda bench: (
-        bench.openai().chat.completions.with_raw_response.create(**CHAT).parse()
-    ),
+    "i with_raw_response.parse": lambda bench: bench.openai().chat.completions.with_raw_response.create(**CHAT).parse(),
     "i2 with_streaming_response": read_lines,
     "i4 with_raw_response stream": lambda bench: read(
         bench.openai().chat.completions.with_raw_response.create(**CHAT, stream=True).parse()
@@ -187,8 +177,8 @@ TRAPS: dict[str, Callable[[Bench], object]] = {
     "embeddings": lambda bench: bench.openai().embeddings.create(model="text-embedding-3-small", input="Hello"),
     "images.generate": lambda bench: bench.openai().images.generate(model="gpt-image-1", prompt="a cat"),
     "audio.transcriptions": transcription,
-    "legacy completions": lambda bench: (
-        bench.openai().completions.create(model="gpt-3.5-turbo-instruct", prompt="Hello")
+    "legacy completions": lambda bench: bench.openai().completions.create(
+        model="gpt-3.5-turbo-instruct", prompt="Hello"
     ),
     "k 500,500,200 counted once": failed_twice,
     "with_options() copy": copied_client,
@@ -381,7 +371,16 @@ def test_m_a_bound_client_needs_no_context(bench: Bench) -> None:
 
 # ---- n: odd payloads ----------------------------------------------------------------------------------------------
 
-ODD = ("usage_string", "usage_list", "usage_empty", "usage_nulls", "choices_null", "message_null", "model_missing", "empty")
+ODD = (
+    "usage_string",
+    "usage_list",
+    "usage_empty",
+    "usage_nulls",
+    "choices_null",
+    "message_null",
+    "model_missing",
+    "empty",
+)
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")

@@ -103,8 +103,9 @@ _SPARSE: Final = (
 
 
 def format_time(moment: datetime) -> str:
-    """RFC 3339 in UTC with exactly six decimals, so that text order is time order."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    """RFC 3339 in UTC with exactly six decimals, so that text order is time order; a time without a zone is UTC."""
+    aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return f"{aware.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def parse_time(text: str) -> datetime:

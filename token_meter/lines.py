@@ -52,7 +52,8 @@ def static_part(call: Call, mode: str) -> str:
 
 def opened(call: Call, *, at: str) -> bytes:
     """The line written before a call is sent: enough to bill it as `unmetered` should nothing follow."""
-    return f'{{"kind":"opened","id":"{call.id}","time":"{at}",{call.static}}}\n'.encode()
+    publisher = _publisher(call.model_requested)
+    return f'{{"kind":"opened","id":"{call.id}","time":"{at}",{call.static}{publisher}}}\n'.encode()
 
 
 def event(call: Call, reading: Reading, *, id: str, at: str, duration_ms: int) -> bytes:
@@ -89,11 +90,16 @@ def recorded(document: Mapping[str, Any]) -> bytes:
 
 
 @lru_cache(maxsize=4096)
+def _publisher(model: str | None) -> str:
+    publisher = publisher_of(model)
+    return f',"publisher":{_encode(publisher)}' if publisher else ""
+
+
+@lru_cache(maxsize=4096)
 def _named(model: str | None) -> str:
     if not model:
         return ""
-    publisher = publisher_of(model)
-    return f',"model":{_encode(model)}' + (f',"publisher":{_encode(publisher)}' if publisher else "")
+    return f',"model":{_encode(model)}' + _publisher(model)
 
 
 def _context(context: Mapping[str, Any]) -> str:
@@ -119,6 +125,6 @@ def raw_usage(block: Mapping[str, Any]) -> str:
         text = quoted if quoted is not None and quoted.isprintable() and quoted.isascii() else _encode(block)
     except (ValueError, TypeError, RecursionError):
         return ""
-    if text.count('"') != 2 * text.count('":') or "\\" in text:
+    if text.count('"') != 2 * text.count('":') or "\\" in text or "NaN" in text or "Infinity" in text:
         text = _encode(raw_numbers(block))
     return text if len(text) <= RAW_USAGE_BYTES_MAX else ""

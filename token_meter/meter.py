@@ -159,7 +159,7 @@ class Meter:
                 else:
                     patches.extend(known[name].load().instrument(name, self._recorder))
         undo = Undo(patches)
-        self._undo.append(undo)
+        self._undo = [*(each for each in self._undo if each.pending), undo]
         return undo
 
     def allow_include_usage(self, *hosts: str) -> None:
@@ -233,7 +233,7 @@ class Meter:
         document["usage"] = dict(quantities)
         event = MeterEvent.from_json(document)  # refuses what no reader could take back
         if not self.disabled:
-            self._recorder.enter(document, scope.tallies, quantities)
+            self._recorder.enter(document, scope.tallies, quantities, repeatable=id is not None)
         return event
 
     # ---- queries ----

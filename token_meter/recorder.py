@@ -131,9 +131,13 @@ class CallRecorder:
 
     # ---- what the Meter calls ----
 
-    def enter(self, document: dict[str, Any], tallies: tuple[Tally, ...], usage: Usage) -> None:
-        """Write an event that was entered by hand."""
+    def enter(
+        self, document: dict[str, Any], tallies: tuple[Tally, ...], usage: Usage, *, repeatable: bool = False
+    ) -> None:
+        """Write an event that was entered by hand; one that may be entered again is tallied once."""
         self._journal.append(lines.recorded(document))
+        if repeatable and not self._is_first(document["id"], usage):
+            return
         for tally in tallies:
             tally.add(usage)
         self.counts["events"] += 1
@@ -167,18 +171,20 @@ class CallRecorder:
         """False for an object that was read again and says the same: a poll after its end counts nothing."""
         if reading.object_id is None:
             return True
-        id = _derived_id(call, reading.object_id, reading.model)
-        if self._objects.get(id) == reading.usage:
+        return self._is_first(_derived_id(call, reading.object_id, reading.model), reading.usage)
+
+    def _is_first(self, id: str, usage: Usage | None) -> bool:
+        if self._objects.get(id) == usage:
             return False
-        self._objects[id] = reading.usage
+        self._objects[id] = usage
         if len(self._objects) > OBJECTS_MAX:
-            del self._objects[next(iter(self._objects))]
+            self._objects.pop(next(iter(self._objects)), None)
         return True
 
     def _notable(self, status: str, customer: str | None, anomalies: Any) -> None:
         counts = self.counts
         if status != "complete":
-            counts["deferred" if "deferred" in anomalies else status] += 1
+            counts["deferred" if "deferred" in (anomalies or ()) else status] += 1
         if anomalies:
             counts["anomalies"] += 1
         if customer is None:
@@ -203,6 +209,6 @@ def _derived_id(call: Call, object_id: str, model: str | None) -> str:
     import hashlib
 
     key = "\n".join((call.provider, call.host, object_id, model or ""))
-    text = hashlib.sha256(key.encode()).hexdigest()
+    text = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
     # A UUIDv8 (RFC 9562): 122 bits of the digest.
     return f"{text[:8]}-{text[8:12]}-8{text[13:16]}-{'89ab'[int(text[16], 16) % 4]}{text[17:20]}-{text[20:32]}"

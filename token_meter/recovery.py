@@ -20,7 +20,6 @@ from token_meter.errors import InvalidEvent, NewerSchema
 from token_meter.event import SCHEMA
 from token_meter.locks import close_owned, lock_now, open_owned, unlock
 from token_meter.problems import Problem
-from token_meter.providers.publishers import publisher_of
 from token_meter.segments import (
     LINE_BYTES_MAX,
     SEALED_LINE,
@@ -179,7 +178,7 @@ def unmetered_line(opened: dict[str, Any]) -> bytes:
     copied = {name: value for name, value in opened.items() if name not in ("kind", "schema")}
     model = opened.get("model_requested")  # as for answers that name no model: the one that was asked for
     if isinstance(model, str):
-        copied |= {"model": model, "publisher": publisher_of(model)}
+        copied["model"] = model
     document = {
         "kind": "event",
         "call": opened.get("id"),

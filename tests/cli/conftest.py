@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from token_meter.cli.app import app
 from token_meter.event import MeterEvent
 from token_meter.sinks import LedgerSink
-from token_meter.testing.events import make_event
+from token_meter.testing.builders import make_event
 from token_meter.usage import Usage
 
 ROOT = Path(__file__).parents[2]

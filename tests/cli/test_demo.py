@@ -12,7 +12,7 @@ import pytest
 from tests.cli.conftest import Cli, Result
 from token_meter.cli.demo.customers import CUSTOMERS
 from token_meter.cli.demo.reconciliation import reconcile
-from token_meter.testing.events import make_event
+from token_meter.testing.builders import make_event
 from token_meter.testing.provider import Billed
 from token_meter.usage import Usage
 

@@ -17,7 +17,7 @@ import pytest
 from tests.cli.conftest import EVENTS, Cli, clean_environment, command, recent, store
 from tests.cli.journals import write_journal
 from token_meter.event import MeterEvent
-from token_meter.testing.events import make_event
+from token_meter.testing.builders import make_event
 from token_meter.usage import Usage
 
 

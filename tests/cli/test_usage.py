@@ -18,7 +18,7 @@ from tests.cli.conftest import Cli, clean_environment, store
 from tests.cli.journals import delivering, write_journal
 from token_meter.cli.catch_up import feeds_the_ledger
 from token_meter.cli.place import find
-from token_meter.testing.events import make_event
+from token_meter.testing.builders import make_event
 from token_meter.usage import Usage
 
 pytestmark = pytest.mark.usefixtures("ledger")

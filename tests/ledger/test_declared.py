@@ -6,7 +6,7 @@ import pytest
 
 from token_meter.ledger import Ledger, LedgerError
 from token_meter.ledger.tables import DIMENSION_VALUES_MAX
-from token_meter.testing.events import make_event
+from token_meter.testing.builders import make_event
 from token_meter.usage import Usage
 
 

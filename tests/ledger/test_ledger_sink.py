@@ -9,8 +9,8 @@ import pytest
 from token_meter.errors import Rejected, Retry
 from token_meter.ledger.opening import make_store, parse
 from token_meter.sinks import LedgerSink
+from token_meter.testing.builders import make_event, make_events
 from token_meter.testing.conformance import SinkConformance
-from token_meter.testing.events import make_event, make_events
 
 
 class TestConformance(SinkConformance):

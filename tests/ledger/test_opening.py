@@ -23,7 +23,7 @@ import token_meter
 from token_meter.ledger import Ledger, LedgerError, migrate
 from token_meter.ledger.opening import make_store, parse
 from token_meter.ledger.tables import VERSION_TABLE, metadata
-from token_meter.testing.events import make_event, make_events
+from token_meter.testing.builders import make_event, make_events
 
 
 def python(*lines, **environment):
@@ -232,7 +232,9 @@ def test_the_migrations_make_exactly_the_tables_of_the_code(url):
         ledger.events()
     store = make_store(parse(url))
     with store.reading() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "compare_type": True})
+        context = MigrationContext.configure(
+            connection, opts={"version_table": VERSION_TABLE, "compare_server_default": False}
+        )
         differences = compare_metadata(context, metadata)
         indexes = connection.dialect.get_indexes(connection, "token_meter_events")
     store.engine.dispose()

@@ -20,7 +20,7 @@ from token_meter.errors import NewerSchema, Retry
 from token_meter.ledger import Ledger
 from token_meter.ledger.opening import make_store, parse
 from token_meter.ledger.tables import VERSION_TABLE
-from token_meter.testing.events import make_event, make_events
+from token_meter.testing.builders import make_event, make_events
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from token_meter.ledger import ANY, Cursor, EventPage, LedgerSummary
-from token_meter.testing.events import EPOCH, make_event, make_events
+from token_meter.testing.builders import EPOCH, make_event, make_events
 from token_meter.usage import Usage
 
 FIELDS = ["customer", "provider", "publisher", "model", "operation", "status", "meter", "mode", "host"]

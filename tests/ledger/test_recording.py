@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from token_meter.errors import Rejected
 from token_meter.event import STATUSES, MeterEvent
 from token_meter.ledger import ANY, Recorded
-from token_meter.testing.events import events, full_event, make_event, make_events
+from token_meter.testing.builders import events, full_event, make_event, make_events
 from token_meter.usage import QUANTITY_MAX, TOKEN_TYPES, Usage
 
 ON_BOTH = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 NAUGHTY = [
-    "", " ", "\0", "a\0b", "\ud800", "\udfff\ud800", "\ue000", "\ue0000000", "Ωmega 株式会社 🜚",
-    "'; DROP TABLE events; --",    '"{},\\', "%s %(x)s :name ?", "NULL", "(other)", "\n\r\t\u2028", "x" * 1024, "é" * 512, "e\u0301",
+    "", " ", "\0", "a\0b", "\ud800", "\udfff\ud800", "\ue000", "\ue0000000", "Ωmega 株式会社 🜚", "e\u0301",
+    "\n\r\t\u2028", "'; DROP TABLE events; --", '"{},\\', "%s %(x)s :name ?", "NULL", "(other)", "x" * 1024, "é" * 512,
 ]  # fmt: skip
 
 names = st.text(st.characters(), max_size=8) | st.sampled_from(NAUGHTY)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.ledger import brute
 from token_meter.ledger import ANY
-from token_meter.testing.events import make_event
+from token_meter.testing.builders import make_event
 from token_meter.usage import QUANTITY_MAX, Usage
 
 START = datetime(2026, 3, 27, tzinfo=UTC)
@@ -59,7 +59,20 @@ some_events = st.lists(
 )
 groups = st.lists(
     st.sampled_from(
-        [*"customer provider model status mode correction token_type headline feature undeclared unseen".split(), "Ω\0"]
+        [
+            "customer",
+            "provider",
+            "model",
+            "status",
+            "mode",
+            "correction",
+            "token_type",
+            "headline",
+            "feature",
+            "undeclared",
+            "unseen",
+            "Ω\0",
+        ]
     ),
     unique=True,
     max_size=3,
@@ -155,12 +168,12 @@ def test_an_unattributed_event_is_its_own_group_and_can_be_asked_for(ledger):
 def test_the_price_context_tells_prices_apart_and_not_every_size(ledger):
     sizes = [0, 31_999, 32_000, 32_001, 199_999, 200_000, 200_001, 5_000_000]
     ledger.record(
-        [make_event(n, price_context={"context_tokens": size, "batch": True}) for n, size in enumerate(sizes)]
+        [make_event(n, price_context={"context_tokens": size, "batch": True}) for n, size in enumerate(sizes, 1)]
         + [make_event(50), make_event(51, price_context={"context_tokens": "many"})]
     )
 
     whole = {row["price_context"]: row.events for row in ledger.usage(by="price_context")}
-    part = {row["price_context"]: row.events for row in ledger.usage(by="price_context", since="2025-12-31T23:59:59.5")}
+    part = {row["price_context"]: row.events for row in ledger.usage(by="price_context", since="2026-01-01T00:00:00.5")}
 
     assert (
         whole
@@ -256,6 +269,19 @@ def test_a_clock_set_back_by_half_an_hour_makes_a_short_hour(ledger):
         ("2026-04-05T01:30:00+10:30", 1),
         ("2026-04-05T02:00:00+10:30", 2),
         ("2026-04-05T03:00:00+10:30", 1),
+    ]
+
+
+def test_a_clock_set_forward_in_the_middle_of_an_hour_ends_it(ledger):
+    hourly(ledger, datetime(2026, 9, 26, 13, tzinfo=UTC), 2)
+
+    rows = ledger.usage(by=(), bucket="hour", time_zone="Pacific/Chatham")
+
+    assert [(row["bucket"], row.events) for row in rows] == [
+        ("2026-09-27T01:00:00+12:45", 1),
+        ("2026-09-27T02:00:00+12:45", 1),
+        ("2026-09-27T03:45:00+13:45", 1),
+        ("2026-09-27T04:00:00+13:45", 1),
     ]
 
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from token_meter.errors import Retry
 from token_meter.ledger import Ledger
-from token_meter.testing.events import make_event
+from token_meter.testing.builders import make_event
 from token_meter.usage import Usage
 
 BATCH = 50
@@ -81,15 +81,25 @@ def fork(url, children, count):
 def in_child(ledger, first, count):
     code = 1
     try:
+        assert not open_here(ledger.file), "a connection to SQLite was inherited"
         seen = len(ledger.events())
         for number in range(first, first + count):
             ledger.record([numbered(number)])
         code = 0 if len(ledger.events()) >= seen + count else 2
         ledger.close()
-    except BaseException:  # noqa: BLE001 (the parent sees the exit code)
+    except BaseException:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def open_here(file):
+    """Whether this process has the file open (as far as the system tells)."""
+    try:
+        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        return str(file) in {os.readlink(link) for link in links if os.path.islink(link)}
+    except FileNotFoundError:
+        return False
 
 
 def say(line):

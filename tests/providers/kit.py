@@ -24,7 +24,7 @@ import openai
 from google import genai
 
 from token_meter import Meter, MeterEvent, Usage
-from token_meter.testing.capture import Captured, capture
+from token_meter.testing.capturing import Captured, capture
 from token_meter.testing.provider import Billed, LoopbackProvider
 
 HOSTS = {

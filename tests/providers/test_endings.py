@@ -242,7 +242,8 @@ def test_a_stream_left_open_when_its_loop_ends(bench: Bench, row: Row) -> None:
 # ---- finalisers ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", SYNC, ids=str)
+# Anthropic's own generator closes the response when it is collected, so there the end is not ours to put off.
+@pytest.mark.parametrize("row", [row for row in SYNC if row.shape.sdk != "anthropic"], ids=str)
 def test_a_finaliser_waits_for_nobody(bench: Bench, row: Row) -> None:
     """Dropping a stream must return while another thread is inside the journal, and the event must not be lost."""
     held = [open_stream(bench, row)]

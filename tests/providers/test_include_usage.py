@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
-import httpx2
 import openai
 import pytest
 
-from tests.providers.kit import CHAT, GENERATE, MESSAGES, Bench, plain
-from token_meter import Usage
+from tests.providers.kit import CHAT, Bench, plain
 from token_meter.providers.hosts import host_named
 
 STREAM: dict[str, Any] = {**CHAT, "stream": True}
@@ -205,7 +203,13 @@ ACCEPTING = (
     "api.openai.com", "eu.api.openai.com", "openrouter.ai", "api.groq.com", "api.deepinfra.com", "api.deepseek.com",
     "api.x.ai", "api.together.xyz", "api.fireworks.ai", "api.cerebras.ai", "localhost:11434", "127.0.0.1:1234",
 )  # fmt: skip
-OTHERS = ("api.mistral.ai", "api.perplexity.ai", "llm.internal.example", "127.0.0.1:8000", "evil-api.openai.com.example")
+OTHERS = (
+    "api.mistral.ai",
+    "api.perplexity.ai",
+    "llm.internal.example",
+    "127.0.0.1:8000",
+    "evil-api.openai.com.example",
+)
 
 
 @pytest.mark.parametrize("host", [*ACCEPTING, *OTHERS])

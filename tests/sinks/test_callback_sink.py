@@ -12,8 +12,8 @@ import pytest
 
 from token_meter.errors import Rejected, Retry
 from token_meter.sinks import CallbackSink
+from token_meter.testing.builders import make_event, make_events
 from token_meter.testing.conformance import SinkConformance
-from token_meter.testing.events import make_event, make_events
 
 
 class Store:

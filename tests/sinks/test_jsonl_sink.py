@@ -16,8 +16,8 @@ import pytest
 from token_meter.errors import Rejected, Retry
 from token_meter.event import MeterEvent
 from token_meter.sinks import JsonlSink
+from token_meter.testing.builders import full_event, make_event, make_events
 from token_meter.testing.conformance import SinkConformance
-from token_meter.testing.events import full_event, make_event, make_events
 
 
 def read(path):
@@ -153,7 +153,7 @@ FULL_DISK = """
 import resource, sys
 from token_meter.errors import Retry
 from token_meter.sinks import JsonlSink
-from token_meter.testing.events import make_events
+from token_meter.testing.builders import make_events
 
 path, limit = sys.argv[1], int(sys.argv[2])
 with JsonlSink(path) as sink:
@@ -212,7 +212,7 @@ def test_standard_output_may_be_text_only(capsys, monkeypatch):
 
 
 def test_a_reader_that_went_away_is_a_retry():
-    program = "from token_meter.sinks import JsonlSink; from token_meter.testing.events import make_events\n"
+    program = "from token_meter.sinks import JsonlSink; from token_meter.testing.builders import make_events\n"
     program += "import os, sys\nread, write = os.pipe(); os.close(read); os.dup2(write, 1)\n"
     program += "try: JsonlSink('-').send(make_events(1))\n"
     program += "except Exception as problem: print(type(problem).__name__, file=sys.stderr); os._exit(0)"
@@ -222,7 +222,9 @@ def test_a_reader_that_went_away_is_a_retry():
 
 
 def test_two_sinks_on_one_file_do_not_tear_each_others_lines(path):
-    program = "import sys\nfrom token_meter.sinks import JsonlSink\nfrom token_meter.testing.events import make_event\n"
+    program = (
+        "import sys\nfrom token_meter.sinks import JsonlSink\nfrom token_meter.testing.builders import make_event\n"
+    )
     program += "start = int(sys.argv[2])\n"
     program += "with JsonlSink(sys.argv[1], rotate_bytes=5000, fsync='never') as sink:\n"
     program += "    for number in range(start, start + 100): sink.send([make_event(number), make_event(number + 1000)])"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from token_meter.sinks import MemorySink
+from token_meter.testing.builders import make_event, make_events
 from token_meter.testing.conformance import SinkConformance
-from token_meter.testing.events import make_event, make_events
 
 
 class TestConformance(SinkConformance):

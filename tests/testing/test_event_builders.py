@@ -9,7 +9,7 @@ from dataclasses import fields
 from hypothesis import Phase, find, given, settings
 
 from token_meter.event import STATUSES, MeterEvent
-from token_meter.testing.events import events, full_event, make_event, make_events, single_events, usages
+from token_meter.testing.builders import events, full_event, make_event, make_events, single_events, usages
 from token_meter.usage import TOKEN_TYPES, Usage
 
 
@@ -52,7 +52,7 @@ def test_strategies_reach_the_interesting_cases():
 
 
 def test_hypothesis_is_loaded_only_for_strategies():
-    program = "import sys, token_meter.testing.events as e; e.make_event(); a = 'hypothesis' in sys.modules; "
+    program = "import sys, token_meter.testing.builders as e; e.make_event(); a = 'hypothesis' in sys.modules; "
     program += "e.events(); print(a, 'hypothesis' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 

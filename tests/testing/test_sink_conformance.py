@@ -11,8 +11,8 @@ import pytest
 from token_meter.errors import Rejected, Retry
 from token_meter.event import MeterEvent
 from token_meter.sinks import MemorySink
+from token_meter.testing.builders import make_event
 from token_meter.testing.conformance import CHECKS, SinkConformance, sink_conformance
-from token_meter.testing.events import make_event
 from token_meter.usage import QUANTITY_MAX, Usage
 
 STRANGER = make_event(99, customer="stranger")

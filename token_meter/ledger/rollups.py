@@ -114,12 +114,19 @@ class Rollups:
         self._admit({pair for key in keys for pair in key[-1]} - self._memory.values)
         rows = {key: self._series_row(key) for key in keys}
         unique = {row["digest"]: row for row in rows.values()}
-        self._store.insert_missing(self._connection, series, [unique[digest] for digest in sorted(unique)])
+        numbers = self._find(sorted(unique))
+        missing = sorted(unique.keys() - numbers.keys())
+        if missing:
+            self._store.insert_missing(self._connection, series, [unique[digest] for digest in missing])
+            numbers.update(self._find(missing))
+        self._new_series.update((key, numbers[row["digest"]]) for key, row in rows.items())
+
+    def _find(self, digests: Sequence[bytes]) -> dict[bytes, int]:
         numbers: dict[bytes, int] = {}
-        for chunk in _chunks(sorted(unique)):
+        for chunk in _chunks(digests):
             found = self._connection.execute(select(series.c.digest, series.c.id).where(series.c.digest.in_(chunk)))
             numbers.update((bytes(digest), number) for digest, number in found)
-        self._new_series.update((key, numbers[row["digest"]]) for key, row in rows.items())
+        return numbers
 
     def _series_row(self, key: SeriesKey) -> dict[str, Any]:
         named = {pair[0]: pair[1] if self._is_admitted(pair) else OTHER for pair in key[-1]}

@@ -15,7 +15,6 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -114,7 +113,7 @@ conflicts: Final = Table(
 series: Final = Table(
     PREFIX + "series",
     metadata,
-    Column("id", _Serial, Identity(), primary_key=True),
+    Column("id", _Serial, primary_key=True),
     Column("digest", LargeBinary, nullable=False, comment="of the other columns"),
     Column("customer", Text),
     Column("provider", Text),
@@ -144,7 +143,6 @@ def _rollup(name: str) -> Table:
         Column("high", BigInteger, nullable=False),
         Column("low", BigInteger, nullable=False),
         sqlite_with_rowid=False,
-        postgresql_with={"fillfactor": 70},
     )
 
 

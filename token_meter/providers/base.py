@@ -230,25 +230,30 @@ _RAW_TEXT_MAX: Final = 64
 _RAW_DEPTH_MAX: Final = 6
 
 
-def raw_numbers(value: Any, depth: int = 0) -> Any:
-    """The numbers and enum words of a usage block: what may be kept (decision D12). Prose is dropped."""
+_ENUMS: Final = frozenset({
+    "inference_geo", "modality", "model", "serviceTier", "service_tier", "speed", "status", "trafficType", "ttl",
+    "type",
+})  # fmt: skip
+"""The fields of usage blocks that hold a word: whatever else is text may be anything."""
+
+
+def raw_numbers(value: Any, name: str = "", depth: int = 0) -> Any:
+    """The numbers and enum words of a usage block: what may be kept (decision D12). Other text is dropped."""
     kind = type(value)
     if kind is int or kind is bool or value is None:
         return value
     if kind is float:
         return value if math.isfinite(value) else None  # JSON has no other
     if kind is str:
-        return value if _is_word(value) else None
+        return value if name in _ENUMS and _is_word(value) else None
     if depth >= _RAW_DEPTH_MAX:
         return None
     if isinstance(value, dict):
-        return {
-            name: kept
-            for name, each in list(value.items())[:64]
-            if _is_word(name) and (kept := raw_numbers(each, depth + 1)) is not None
-        }
+        kept = {key: raw_numbers(each, key, depth + 1) for key, each in list(value.items())[:64] if _is_word(key)}
+        return {key: each for key, each in kept.items() if each is not None}
     if kind is list:
-        return [raw_numbers(each, depth + 1) for each in value[:16]]
+        items = [raw_numbers(each, name, depth + 1) for each in value[:16]]
+        return [each for each in items if each is not None]
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -18,6 +18,7 @@ from token_meter.context import Attribution
 from token_meter.errors import BudgetExceeded
 from token_meter.providers.base import Call, Endpoint, Recorder, mapping, text
 from token_meter.providers.failures import may_have_been_billed, was_refused
+from token_meter.providers.hops import carry_hops
 from token_meter.providers.hosts import host_named
 from token_meter.providers.settle import read_body
 from token_meter.providers.stream import BodyTap, Hide, Tap, framer_for, tee
@@ -25,7 +26,10 @@ from token_meter.providers.stream import BodyTap, Hide, Tap, framer_for, tee
 MARK: Final = "token_meter"
 """The response extension that says: counted."""
 
-_ACTIVE: ContextVar[Call | None] = ContextVar("token_meter.call", default=None)
+FREE: Final = "free"
+"""Stands for the call while a request is sent that bills nothing."""
+
+_ACTIVE: ContextVar[Call | str | None] = ContextVar("token_meter.call", default=None)
 
 
 class Vendor(NamedTuple):
@@ -35,7 +39,7 @@ class Vendor(NamedTuple):
     endpoint: Callable[[str, str], Endpoint | None]
     provider_by_path: Callable[[str], str | None]
     is_usage_only: Callable[[bytes], bool] | None = None
-    may_ask_for_usage: Callable[[Any, dict[str, Any]], bool] = lambda client, asked: False
+    may_ask_for_usage: Callable[[Any, Mapping[str, Any]], bool] = lambda client, asked: False
 
 
 class Binding(NamedTuple):
@@ -49,7 +53,7 @@ def call_sync(vendor: Vendor, binding: Binding, original: Any, client: Any, args
     """Around `SyncAPIClient.request`."""
     call, args, kwargs = _begin(vendor, binding, client, args, kwargs)
     outer, handled = _ACTIVE.get(), sys.exception()
-    _ACTIVE.set(call)
+    _ACTIVE.set(call or FREE)
     try:
         result = original(*args, **kwargs)
     except BaseException as error:
@@ -57,8 +61,8 @@ def call_sync(vendor: Vendor, binding: Binding, original: Any, client: Any, args
         raise
     finally:
         _ACTIVE.set(outer)
-    if call is not None and call.fresh:
-        _unanswered(call, client)
+    if call is not None:
+        _returned(call, client, result)
     return result
 
 
@@ -66,35 +70,37 @@ async def call_async(vendor: Vendor, binding: Binding, original: Any, client: An
     """Around `AsyncAPIClient.request`."""
     call, args, kwargs = _begin(vendor, binding, client, args, kwargs)
     outer, handled = _ACTIVE.get(), sys.exception()
-    _ACTIVE.set(call)
+    _ACTIVE.set(call or FREE)
     try:
         result = await original(*args, **kwargs)
     except BaseException as error:
         failed(call, error, handled)
         raise
     finally:
-        if _ACTIVE.get() is call:  # a coroutine that is dropped ends in whatever context the collector runs in
+        if _ACTIVE.get() is (call or FREE):  # a coroutine that was dropped ends in any other context
             _ACTIVE.set(outer)
-    if call is not None and call.fresh:
-        _unanswered(call, client)
+    if call is not None:
+        _returned(call, client, result)
     return result
 
 
-def answered(vendor: Vendor, kwargs: dict[str, Any], *, is_async: bool) -> None:
+def answered(vendor: Vendor, binding: Binding, client: Any, kwargs: dict[str, Any], *, is_async: bool) -> None:
     """Before `_process_response`: count a whole answer, or put the tee on an open one."""
     call = _ACTIVE.get()
-    if call is None:
-        return
     try:
         response = kwargs["response"]
-        if not 200 <= response.status_code < 300 or MARK in response.extensions:
+        if call is FREE or not 200 <= response.status_code < 300 or MARK in response.extensions:
             return
-        response.extensions[MARK] = True
-        _count(vendor, call if call.fresh else _next_hop(call, kwargs), kwargs, is_async=is_async)
+        if call is None:  # a middleware sends again while its stream is read
+            call = _opened(vendor, binding, client, kwargs["options"])
+        if isinstance(call, Call):
+            response.extensions[MARK] = True
+            _count(vendor, call if call.fresh else _next_hop(call, kwargs), kwargs, is_async=is_async)
     except Exception as error:  # noqa: BLE001 - nothing metering does may reach the caller
-        call.recorder.problem("response", error)
-        call.fresh = False
-        call.recorder.unmetered(call, "unreadable")
+        binding.recorder.problem("response", error)
+        if isinstance(call, Call):
+            call.fresh = False
+            call.recorder.unmetered(call, "unreadable")
 
 
 def _count(vendor: Vendor, call: Call, kwargs: dict[str, Any], *, is_async: bool) -> None:
@@ -127,34 +133,38 @@ def _begin(
     vendor: Vendor, binding: Binding, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Call | None, tuple[Any, ...], dict[str, Any]]:
     """Bind the call to its customer and make it durable; None for a request that bills nothing."""
-    try:
-        options = kwargs["options"] if "options" in kwargs else args[1]
-        host, base_path = _host(client, options.url)
-        endpoint, provider = _route(vendor, options.method, options.url, host, base_path)
-        if endpoint is None:
-            return None, args, kwargs
-        body = options.json_data
-        asked = body if isinstance(body, dict) else {}
-        call = binding.recorder.begin(
-            endpoint, provider=provider, host=host, model=text(asked.get("model")), bound=binding.attribution
-        )
-    except BudgetExceeded:
-        raise
-    except Exception as error:  # noqa: BLE001
-        binding.recorder.problem("request", error)
+    options = kwargs["options"] if "options" in kwargs else args[1] if len(args) > 1 else None
+    call = _opened(vendor, binding, client, options)
+    if call is None:
         return None, args, kwargs
+    asked = mapping(options.json_data)  # type: ignore[union-attr]
     if (
-        endpoint.injects_usage
+        call.endpoint.injects_usage
         and asked.get("stream")
-        and binding.recorder.accepts_include_usage(host)
+        and binding.recorder.accepts_include_usage(call.host)
         and vendor.may_ask_for_usage(client, asked)
     ):
         return _ask_for_usage(call, options, asked, args, kwargs)
     return call, args, kwargs
 
 
+def _opened(vendor: Vendor, binding: Binding, client: Any, options: Any) -> Call | None:
+    try:
+        host, base_path = _host(client, options.url)
+        endpoint, provider = _route(vendor, options.method, options.url, host, base_path)
+        if endpoint is None:
+            return None
+        model = text(mapping(options.json_data).get("model"))
+        return binding.recorder.begin(endpoint, provider=provider, host=host, model=model, bound=binding.attribution)
+    except BudgetExceeded:
+        raise
+    except Exception as error:  # noqa: BLE001 - nothing metering does may reach the caller
+        binding.recorder.problem("request", error)
+        return None
+
+
 def _ask_for_usage(
-    call: Call, options: Any, asked: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    call: Call, options: Any, asked: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Call, tuple[Any, ...], dict[str, Any]]:
     """Add `include_usage` to a copy of the request, unless the caller decided either way."""
     chosen = asked.get("stream_options")
@@ -170,13 +180,20 @@ def _ask_for_usage(
     return call, (args[0], options, *args[2:]), kwargs
 
 
-def _unanswered(call: Call, client: Any) -> None:
-    """The call returned, and no response was seen: a middleware answered by itself, or the hook was taken away."""
-    call.fresh = False
-    if getattr(client, "_middleware", None):
-        call.recorder.void(call, "not_sent")
-    else:
-        call.recorder.unmetered(call, "response_not_seen")
+def _returned(call: Call, client: Any, result: Any) -> None:
+    """The call returned. Without a response seen, a middleware answered by itself, or the hook was taken away."""
+    has_middleware = bool(getattr(client, "_middleware", None))
+    if call.fresh:
+        call.fresh = False
+        if has_middleware:
+            call.recorder.void(call, "not_sent")
+        else:
+            call.recorder.unmetered(call, "response_not_seen")
+    elif has_middleware:
+        try:
+            carry_hops(result, call.attribution, mark=MARK)
+        except Exception as error:  # noqa: BLE001 - nothing metering does may reach the caller
+            call.recorder.problem("middleware", error)
 
 
 def failed(call: Call | None, error: BaseException, handled: BaseException | None) -> None:

@@ -268,8 +268,8 @@ def wrap(client: Any, recorder: Recorder) -> Any:
 def bind(client: Any, recorder: Recorder, attribution: Attribution) -> Any:
     """A copy of `client` on the same connections, metered for `attribution`."""
     old = client._api_client
-    cls: Any = type(old)
-    api_class = _bound_class(cls.__mro__[1] if "_token_meter_class" in cls.__dict__ else cls)
+    cls: Any = next(each for each in type(old).__mro__ if "_token_meter_class" not in each.__dict__)
+    api_class = _bound_class(cls)
     new = api_class.__new__(api_class)
     new.__dict__ = old.__dict__  # one state: connections that the SDK opens later are shared as well
     new._token_meter_own = Binding(recorder, attribution)

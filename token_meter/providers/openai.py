@@ -456,7 +456,7 @@ def provider_by_path(path: str) -> str | None:
     return "azure" if "/openai/deployments/" in path else None
 
 
-def may_ask_for_usage(client: Any, asked: Body) -> bool:
+def may_ask_for_usage(client: Any, asked: Mapping[str, Any]) -> bool:
     """Azure took `stream_options` with API version 2024-09-01-preview, and never with its own data sources."""
     version = getattr(client, "_api_version", None)
     too_old = isinstance(version, str) and version[:4].isdigit() and version[:10] < "2024-09-01"

@@ -88,6 +88,11 @@ class Undo:
     def __init__(self, patches: list[Patch]) -> None:
         self._patches = patches
 
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to take back."""
+        return bool(self._patches)
+
     def __call__(self) -> None:
         """Take the instrumentation back; safe to call twice."""
         for each in self._patches:

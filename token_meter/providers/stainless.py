@@ -78,8 +78,8 @@ def instrument(name: str, recorder: Recorder) -> list[Patch]:
         return [
             patch(module.SyncAPIClient, "request", _around(call_sync, vendor, binding)),
             patch(module.AsyncAPIClient, "request", _around(call_async, vendor, binding)),
-            patch(module.SyncAPIClient, "_process_response", _on_answer(vendor, is_async=False)),
-            patch(module.AsyncAPIClient, "_process_response", _on_answer(vendor, is_async=True)),
+            patch(module.SyncAPIClient, "_process_response", _on_answer(vendor, binding, is_async=False)),
+            patch(module.AsyncAPIClient, "_process_response", _on_answer(vendor, binding, is_async=True)),
         ]
 
     return [Patch.when_imported(f"{name}._base_client", apply)]
@@ -94,10 +94,10 @@ def _around(call: Any, vendor: Vendor, binding: Binding) -> Any:
     return wrapper
 
 
-def _on_answer(vendor: Vendor, *, is_async: bool) -> Any:
+def _on_answer(vendor: Vendor, binding: Binding, *, is_async: bool) -> Any:
     def wrapper(original: Any, client: Any, args: Any, kwargs: Any) -> Any:
         if BINDING not in client.__dict__:
-            answered(vendor, kwargs, is_async=is_async)
+            answered(vendor, binding, client, kwargs, is_async=is_async)
         return original(*args, **kwargs)
 
     return wrapper
@@ -138,7 +138,7 @@ def _sync_methods(cls: Any, vendor: Vendor) -> dict[str, Any]:
     def metered_process(self: Any, **kwargs: Any) -> Any:
         binding = self.__dict__.get(BINDING)
         if binding is not None:
-            answered(vendor, kwargs, is_async=False)
+            answered(vendor, binding, self, kwargs, is_async=False)
         return process(self, **kwargs)
 
     return {"request": metered_request, "_process_response": metered_process}
@@ -156,7 +156,7 @@ def _async_methods(cls: Any, vendor: Vendor) -> dict[str, Any]:
     async def metered_process(self: Any, **kwargs: Any) -> Any:
         binding = self.__dict__.get(BINDING)
         if binding is not None:
-            answered(vendor, kwargs, is_async=True)
+            answered(vendor, binding, self, kwargs, is_async=True)
         return await process(self, **kwargs)
 
     return {"request": metered_request, "_process_response": metered_process}

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-# These two share their names with the files they live in, and an import of the file would put itself in their place:
-# loaded here, once, they stay.
-from token_meter.testing.capture import Captured, FakeClock, SequentialIds, capture
-from token_meter.testing.events import events, make_event
+from token_meter.testing.builders import events, make_event
+from token_meter.testing.capturing import Captured, FakeClock, SequentialIds, capture
 
 if TYPE_CHECKING:
     from token_meter.testing.conformance import SinkConformance, sink_conformance

@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple
 from token_meter.errors import Rejected, Retry
 from token_meter.event import MeterEvent
 from token_meter.sinks.base import Sink, sink_name
-from token_meter.testing.events import full_event, make_event, make_events
+from token_meter.testing.builders import full_event, make_event, make_events
 from token_meter.usage import QUANTITY_MAX, Usage
 
 THREADS: Final = 4
