@@ -174,7 +174,7 @@ class CallRecorder:
         return self._is_first(_derived_id(call, reading.object_id, reading.model), reading.usage)
 
     def _is_first(self, id: str, usage: Usage | None) -> bool:
-        if self._objects.get(id) == usage:
+        if id in self._objects and self._objects[id] == usage:
             return False
         self._objects[id] = usage
         if len(self._objects) > OBJECTS_MAX:

@@ -122,27 +122,28 @@ OTHERWISE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", BILLING, ids=lambda change: "-".join(map(str, change.items())))
-def test_another_event_under_the_same_id_is_a_conflict_that_stays_visible(ledger, change):
-    original = make_event(1)
-    other = replace(original, **change)
-    ledger.record([original])
+def test_another_event_under_the_same_id_is_a_conflict_that_stays_visible(ledger):
+    originals = make_events(len(BILLING))
+    others = [replace(event, **change) for event, change in zip(originals, BILLING, strict=True)]
+    ledger.record(originals)
 
-    assert ledger.record([other]) == Recorded(conflicts=1)
-    assert ledger.record([other, other]) == Recorded(duplicates=1, conflicts=1)
-    assert ledger.events() == [original]
-    assert usage_of(ledger) == (original.usage, 1)
-    [conflict] = ledger.conflicts()
-    assert (conflict.id, conflict.kind, conflict.kept, conflict.offered) == ("evt_1", "conflict", original, other)
-    assert ledger.summary().conflicts == 1
+    assert ledger.record(others) == Recorded(conflicts=len(others))
+    assert ledger.record([*others, *others]) == Recorded(duplicates=len(others), conflicts=len(others))
+    assert ledger.events() == originals
+    assert usage_of(ledger) == (sum((event.usage for event in originals), Usage()), len(originals))
+    assert ledger.summary().conflicts == len(others)
+    found = {conflict.id: (conflict.kind, conflict.kept, conflict.offered) for conflict in ledger.conflicts()}
+    assert found == {event.id: ("conflict", event, other) for event, other in zip(originals, others, strict=True)}
 
 
-@pytest.mark.parametrize("change", OTHERWISE, ids=lambda change: next(iter(change)))
-def test_a_repeated_read_of_the_same_object_is_no_conflict(ledger, change):
-    ledger.record([make_event(1)])
+def test_a_repeated_read_of_the_same_object_is_no_conflict(ledger):
+    originals = make_events(len(OTHERWISE))
+    ledger.record(originals)
 
-    assert ledger.record([replace(make_event(1), **change)]) == Recorded(duplicates=1)
-    assert ledger.events() == [make_event(1)]
+    again = [replace(event, **change) for event, change in zip(originals, OTHERWISE, strict=True)]
+
+    assert ledger.record(again) == Recorded(duplicates=len(again))
+    assert ledger.events() == originals
     assert ledger.conflicts() == []
 
 

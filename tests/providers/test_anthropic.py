@@ -244,7 +244,7 @@ def test_vertex_is_named_and_counted(bench: Bench, stream: bool, is_async: bool)
             access_token="token",
             max_retries=0,
             http_client=bench.http_client(is_async=is_async),
-        )  # fmt: skip
+        )
     )
 
     async def main() -> None:

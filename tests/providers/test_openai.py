@@ -166,7 +166,7 @@ def test_azure_is_named_and_its_deployment_is_the_model_asked_for(bench: Bench, 
             api_version="2025-04-01-preview",
             api_key="x",
             http_client=bench.http_client(is_async=is_async),
-        )  # fmt: skip
+        )
     )
 
     async def main() -> None:
@@ -338,7 +338,7 @@ def test_a_background_response_read_by_another_client_is_the_same_event(bench: B
 
 def test_a_background_stream_and_its_replay_are_one_event(bench: Bench) -> None:
     client = bench.openai()
-    first = [event for event in client.responses.create(**RESPONSE, background=True, stream=True)]
+    first = list(client.responses.create(**RESPONSE, background=True, stream=True))
     for _ in client.responses.retrieve(first[0].response.id, stream=True, starting_after=3):
         pass
 

@@ -91,13 +91,19 @@ def _searches(usage: Body, anomalies: list[str]) -> int:
 class CompletionFold(Fold):
     """A chat or legacy completion stream: ids from the first chunks, the last usage any chunk carried."""
 
-    __slots__ = ("_early",)
+    __slots__ = ("_early", "_last")
     # `include_usage` puts a null usage into every other chunk: only an object says something.
     marks: ClassVar = (b'"usage":{', b'"usage": {')
 
     def __init__(self) -> None:
         super().__init__()
         self._early = 8
+        self._last = False
+
+    @property
+    def final(self) -> bool:
+        """Not at a finish reason: there may be other choices, and counts that run on."""
+        return self._last and self.document.get("usage") is not None
 
     def block(self, data: bytes, weight: int) -> None:
         if self._early or any(data.rfind(mark) >= 0 for mark in self.marks) or b"[DONE]" in data:
@@ -108,7 +114,7 @@ class CompletionFold(Fold):
 
     def _event(self, event: bytes) -> None:
         if event == b"[DONE]":
-            self.terminal = True
+            self.terminal = self._last = True
             return
         chunk = _json(event)
         if chunk is None:
@@ -128,7 +134,7 @@ class CompletionFold(Fold):
         if isinstance(choices, list) and any(mapping(choice).get("finish_reason") for choice in choices):
             self.terminal = True
         if choices == [] and isinstance(chunk.get("usage"), dict):
-            self.terminal = True
+            self.terminal = self._last = True
 
 
 def is_usage_only(event: bytes) -> bool:
@@ -270,9 +276,11 @@ class ResponseFold(Fold):
         response = (document or {}).get("response")
         if not isinstance(response, dict):
             return
-        self.document = {**response, _STREAMED: True}
-        if (document or {}).get("type") in _RESPONSE_ENDS:
-            self.terminal = True
+        self.terminal = self.terminal or (document or {}).get("type") in _RESPONSE_ENDS
+        wanted = (
+            _RESPONSE_FIELDS if self.terminal else _LIFECYCLE_FIELDS
+        )  # not the instructions, for as long as it runs
+        self.document = {**{name: response[name] for name in wanted if name in response}, _STREAMED: True}
 
 
 _RESPONSE_ENDS: Final = frozenset(
@@ -407,9 +415,8 @@ def _json(event: bytes) -> Body | None:
 # ---- the table ----------------------------------------------------------------------------------------------------
 
 _COMPLETION_FIELDS: Final = ("id", "model", "service_tier", "usage", "x_groq")
-_RESPONSE_FIELDS: Final = (
-    "id", "model", "service_tier", "usage", "background", "status", "output", "tools", "tool_usage",
-)  # fmt: skip
+_LIFECYCLE_FIELDS: Final = ("id", "model", "service_tier", "usage", "background", "status")
+_RESPONSE_FIELDS: Final = (*_LIFECYCLE_FIELDS, "output", "tools", "tool_usage")
 _SHORT_FIELDS: Final = ("id", "model", "usage")
 
 CHAT: Final = Endpoint("chat", read_completion, CompletionFold, _COMPLETION_FIELDS, "choices", injects_usage=True)
