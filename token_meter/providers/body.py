@@ -36,11 +36,12 @@ def fields_of(body: bytes | str, wanted: tuple[str, ...], *, bulky: str = "") ->
     if wanted and len(body) > WHOLE_BYTES_MAX:
         raw = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
         return _walk(raw, frozenset(name.encode() for name in wanted))
-    try:
-        text = body if isinstance(body, str) else body.decode()
-        if bulky and (around := _around(text, wanted, bulky)) is not None:
+    if bulky:
+        text = body if isinstance(body, str) else body.decode(errors="ignore")
+        if (around := _around(text, wanted, bulky)) is not None:
             return around
-        document = json.loads(text)
+    try:
+        document = json.loads(body)
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
@@ -51,7 +52,7 @@ def _around(text: str, wanted: tuple[str, ...], bulky: str) -> Body | None:
 
     What stands before the key `bulky` parses as an object when one brace is added only if no other bracket is open
     there, and what follows the key `usage` likewise; inside a string neither key can stand unescaped. A wanted name
-    that occurs in between sends the body to the full parser.
+    that occurs in between sends the body to the full parser, and so do braces that do not match (it was cut off).
     """
     at = text.find(f'"{bulky}"')
     last = text.rfind('"usage"')
@@ -71,8 +72,10 @@ def _around(text: str, wanted: tuple[str, ...], bulky: str) -> Body | None:
         document.update(rest)
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
+    if text.count("{") != text.count("}"):
+        return None
     for name in wanted:
-        if name not in document and name != "usage" and text.find(f'"{name}"', at, last) >= 0:
+        if name != "usage" and text.find(f'"{name}"', at, last) >= 0:
             return None
     quoted = Quoted(usage)
     quoted.text = text[start:end]

@@ -66,5 +66,5 @@ def _event(payload: bytes) -> bytes:
     try:
         inner = json.loads(payload)["bytes"]
         return b"data: " + base64.b64decode(inner) + b"\n\n"
-    except (ValueError, KeyError, TypeError, binascii.Error):
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
         return b""

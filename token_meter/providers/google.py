@@ -150,7 +150,8 @@ class GenerationFold(Fold):
         if (start := data.find(b'"text"') + 9) > 8:  # `"text": "`, as the SDK writes it
             self.text_bytes += max(0, data.find(b'"', start) - start)
         at = data.rfind(b'"usageMetadata"')
-        if at < 0 or data.find(b'"usageMetadata"') != at or any(data.rfind(word) >= 0 for word in _TELLING):
+        telling = not self.document or at < 0 or data.find(b'"usageMetadata"') != at
+        if telling or any(data.rfind(word) >= 0 for word in _TELLING):
             self._take_newest()
             self._merge(data)
             return

@@ -16,12 +16,13 @@ WHOLE: Final = (b"\n\n", b"\r\n\r\n")
 class Framer:
     """Gathers bytes into blocks of whole events. Memory: one unfinished event at most."""
 
-    __slots__ = ("_size", "held", "overflowed")
+    __slots__ = ("_size", "held", "overflowed", "spilled")
 
     def __init__(self) -> None:
         self.held: list[bytes] = []
         self._size = 0
         self.overflowed = False
+        self.spilled = b""  # what was held when there was too much of it; whoever needs it takes it
 
     def feed(self, data: bytes) -> bytes:
         """The whole events that `data` completes (often `data` itself), or b"" while one is unfinished."""
@@ -67,6 +68,7 @@ class Framer:
         self._size += len(data)
         if self._size > EVENT_BYTES_MAX:
             self.overflowed = True
+            self.spilled = b"".join([*self.held, data])
             self._clear()
             return
         self.held.append(data)

@@ -75,7 +75,15 @@ class Tap:
                 self.settle("complete")
         except Exception as error:  # noqa: BLE001 - nothing metering does may reach the caller's stream
             self._call.recorder.problem("stream", error)
-        return data if self._hide is None else self._hide.visible(block)
+        spilled = self._spilled() if self._framer.overflowed else b""
+        return data if self._hide is None else self._hide.visible(block) + spilled
+
+    def _spilled(self) -> bytes:
+        """What of an event was too large to hold: it is let pass."""
+        spilled: bytes = getattr(self._framer, "spilled", b"")
+        if spilled:
+            self._framer.spilled = b""
+        return spilled
 
     def _weight(self) -> int:
         """For how many pieces this one stands in the text estimate: nothing if it was not drawn for it."""
@@ -93,10 +101,10 @@ class Tap:
             self._mask = _SELDOM if beat >= _OFTEN_UNTIL else _OFTEN
 
     def _look_back(self) -> None:
-        """The last pieces passed unread: their mark may be written in the other style (a proxy's own chunk)."""
+        """The last pieces passed unread: an end marker, or a mark in the other style (a proxy's own chunk)."""
         passed = self._before + self._last
         self._before = self._last = b""
-        if passed and (passed.rfind(self._spaced) >= 0 or passed.rfind(self._mark) >= 0):
+        if passed:
             self._fold.block(passed, 0)
 
     def rest(self) -> bytes:
@@ -123,7 +131,9 @@ class Tap:
             return
         recorder = self._call.recorder
         try:
-            self._fold.block(self._before + self._last + self._framer.flush(), 0)
+            # What is held back from the caller stays there: an event may have begun in the last piece.
+            left = self._framer.flush() if self._hide is None else b"".join(self._framer.held)
+            self._fold.block(self._before + self._last + left, 0)
             readings = read_fold(self._call, self._fold, ending)
             if self._framer.overflowed and readings:
                 readings[0].anomalies.append("event_too_large")
