@@ -17,7 +17,9 @@ BULKY = "choices"
 NAMES = st.sampled_from([
     *WANTED, BULKY, "a", '"usage"', 'x"usage":{', "\\", "\\\\", 'usage"', "choices:", "мodel", "", "us\\u0061ge", "{", "]",
 ])  # fmt: skip
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | NAMES | st.text()
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | NAMES | st.text()
+)
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4), max_leaves=12
 )
