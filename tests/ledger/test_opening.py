@@ -209,6 +209,29 @@ def test_threads_read_while_one_writes(ledger):
     assert len(ledger.events()) == 60
 
 
+def test_closing_waits_for_a_thread_that_reads(url):
+    ledger = Ledger(url)
+    ledger.record(make_events(500))
+    ended = []
+
+    def read_until_closed():
+        try:
+            while True:
+                ledger.events()
+        except LedgerError as closed:
+            ended.append(str(closed))
+
+    readers = [threading.Thread(target=read_until_closed) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    ledger.close()
+    for reader in readers:
+        reader.join()
+    gc.collect()
+
+    assert ended == ["this ledger is closed"] * 3
+
+
 def test_two_ledgers_on_one_place_in_one_process(url):
     with Ledger(url) as one, Ledger(url) as other:
         one.record(make_events(2))

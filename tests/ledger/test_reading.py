@@ -58,7 +58,7 @@ placed = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(places=placed, paging=pages, data=st.data())
 def test_pages_follow_each_other_without_gap_or_overlap(ledger, places, paging, data):
     size, order = paging

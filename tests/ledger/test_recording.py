@@ -16,7 +16,7 @@ from token_meter.ledger import ANY, Recorded
 from token_meter.testing.builders import events, full_event, make_event, make_events
 from token_meter.usage import QUANTITY_MAX, TOKEN_TYPES, Usage
 
-ON_BOTH = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ON_BOTH = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 NAUGHTY = [
     "", " ", "\0", "a\0b", "\ud800", "\udfff\ud800", "\ue000", "\ue0000000", "Ωmega 株式会社 🜚", "e\u0301",

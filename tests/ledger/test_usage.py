@@ -101,7 +101,7 @@ questions = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=some_events, asked=st.lists(questions, min_size=1, max_size=4), size=st.integers(1, 25))
 def test_every_answer_equals_the_sum_over_the_events(ledger, batch, asked, size):
     run = uuid4().hex

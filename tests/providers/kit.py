@@ -11,10 +11,10 @@ import gc
 import os
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from unittest.mock import patch
 
@@ -22,6 +22,7 @@ import anthropic
 import httpx2
 import openai
 from google import genai
+from hypothesis import settings
 
 from token_meter import Meter, MeterEvent, Usage
 from token_meter.testing.capturing import Captured, capture
@@ -227,14 +228,5 @@ class Outcome:
         self.error = (f"{type(error).__module__}.{type(error).__qualname__}", plain(str(error)))
 
 
-def sent(text: str) -> int:
-    """Tokens of the estimate for so many bytes."""
-    return -(-len(text.encode()) // 4)
-
-
-def numbered(prefix: str) -> Iterator[str]:
-    """`prefix-1`, `prefix-2`, …"""
-    number = 0
-    while True:
-        number += 1
-        yield f"{prefix}-{number}"
+properties = partial(settings, derandomize=True, deadline=None)
+"""Settings of property tests: the same examples in every run."""

@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.providers.kit import properties
 from token_meter.providers import body
 from token_meter.providers.body import WHOLE_BYTES_MAX, fields_of
 
@@ -55,7 +56,7 @@ def assert_agrees(found: Any, text: str) -> None:
         assert (name in found) == (name in whole), name
 
 
-@settings(max_examples=400, deadline=None)
+@properties(max_examples=400)
 @given(documents())
 def test_reading_around_the_content_agrees_with_the_whole_or_declines(text: str) -> None:
     found = body._around(text, WANTED, BULKY)
@@ -64,7 +65,7 @@ def test_reading_around_the_content_agrees_with_the_whole_or_declines(text: str)
         assert_agrees(found, text)
 
 
-@settings(max_examples=400, deadline=None)
+@properties(max_examples=400)
 @given(documents())
 def test_walking_a_large_body_agrees_with_the_whole(text: str) -> None:
     found = body._walk(text.encode("utf-8", "surrogatepass"), frozenset(name.encode() for name in WANTED))
@@ -73,7 +74,7 @@ def test_walking_a_large_body_agrees_with_the_whole(text: str) -> None:
     assert_agrees(found, text)
 
 
-@settings(max_examples=200, deadline=None)
+@properties(max_examples=200)
 @given(documents(), st.booleans())
 def test_fields_of_a_small_body_agree_with_the_whole(text: str, as_text: bool) -> None:
     found = fields_of(text if as_text else text.encode("utf-8", "surrogatepass"), WANTED, bulky=BULKY)
@@ -82,7 +83,7 @@ def test_fields_of_a_small_body_agree_with_the_whole(text: str, as_text: bool) -
     assert_agrees(found, text)
 
 
-@settings(max_examples=300, deadline=None)
+@properties(max_examples=300)
 @given(documents(), st.integers(min_value=0, max_value=2000))
 def test_a_body_that_was_cut_off_says_nothing_wrong(text: str, place: int) -> None:
     """The SDK raises on such a body; no part of it may pass for the whole."""
@@ -133,6 +134,7 @@ def test_a_byte_order_mark_is_taken_as_the_sdk_takes_it() -> None:
         assert fields_of(text.encode(encoding), WANTED, bulky=BULKY) == json.loads(text.encode(encoding))
 
 
+@properties(max_examples=60)
 @given(st.binary(max_size=200))
 def test_garbage_raises_nothing(data: bytes) -> None:
     fields_of(data, WANTED, bulky=BULKY)

@@ -7,9 +7,10 @@ import json
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.providers.kit import properties
 from tests.providers.test_anthropic import bedrock_frame
 from tests.providers.test_streams import cut
 from token_meter.providers import frames
@@ -26,7 +27,7 @@ def read(pieces: list[bytes]) -> list[object]:
     return [json.loads(payload) for block in (*blocks, framer.flush()) for payload in events(block)]
 
 
-@settings(max_examples=200, deadline=None)
+@properties(max_examples=200)
 @given(bodies, cuts)
 def test_frames_are_the_same_however_they_are_cut(documents: list[dict[str, object]], places: list[int]) -> None:
     data = b"".join(map(bedrock_frame, documents))
@@ -35,7 +36,7 @@ def test_frames_are_the_same_however_they_are_cut(documents: list[dict[str, obje
     assert read([data[at : at + 1] for at in range(len(data))]) == documents
 
 
-@settings(max_examples=200, deadline=None)
+@properties(max_examples=200)
 @given(st.lists(st.binary(max_size=60), max_size=10))
 def test_garbage_raises_nothing_and_is_not_hoarded(pieces: list[bytes]) -> None:
     framer = FrameFramer()

@@ -10,9 +10,10 @@ from typing import Any
 
 import httpx2
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.providers.kit import properties
 from token_meter import Usage
 from token_meter.providers import anthropic, google, openai, sse
 from token_meter.providers.base import Call, Endpoint
@@ -118,7 +119,7 @@ def restyled(data: bytes, *, spaced: bool, line_end: bytes) -> bytes:
 styles = st.tuples(st.booleans(), st.sampled_from([b"\n", b"\r\n", b"\r"]))
 
 
-@settings(max_examples=25, deadline=None)
+@properties(max_examples=25)
 @given(places=cuts, style=styles, length=st.sampled_from([1, 12, 90]))
 @pytest.mark.parametrize("name", CASES)
 def test_a_stream_is_counted_the_same_however_it_is_cut(
@@ -135,7 +136,7 @@ def test_a_stream_is_counted_the_same_however_it_is_cut(
     assert event["usage"] == expected["usage"] or (estimated and event["usage"]["input"] == expected["usage"]["input"])
 
 
-@settings(max_examples=60, deadline=None)
+@properties(max_examples=60)
 @given(places=cuts, spaced=st.booleans(), crlf=st.booleans(), length=st.sampled_from([1, 12, 90]), legacy=st.booleans())
 def test_what_was_asked_for_in_secret_is_hidden_however_it_is_cut(
     places: list[int], spaced: bool, crlf: bool, length: int, legacy: bool
@@ -164,7 +165,7 @@ def test_every_single_cut_of_a_short_stream() -> None:
         assert metered(endpoint, [data[:place], data[place:]], hide=True) == expected, place
 
 
-@settings(max_examples=40, deadline=None)
+@properties(max_examples=40)
 @given(place=st.integers(min_value=0, max_value=6000), chop=st.integers(min_value=1, max_value=400))
 @pytest.mark.parametrize("name", ["chat", "chat with usage", "responses", "messages"])
 def test_a_stream_that_ends_anywhere_is_never_taken_for_a_whole_one(name: str, place: int, chop: int) -> None:
@@ -307,7 +308,7 @@ google_chunks = st.tuples(st.booleans(), st.booleans(), st.lists(google_chunk, m
 )
 
 
-@settings(max_examples=100, deadline=None)
+@properties(max_examples=100)
 @given(chunks=google_chunks)
 def test_the_last_value_of_each_of_googles_counts_wins(chunks: list[dict[str, Any]]) -> None:
     merged: dict[str, Any] = {}
@@ -347,7 +348,7 @@ def pieces_read(pieces: list[bytes]) -> list[bytes]:
     return [payload for block in (*blocks, framer.flush()) for payload in events(block)]
 
 
-@settings(max_examples=200, deadline=None)
+@properties(max_examples=200)
 @given(
     payloads=payloads, line_ends=st.lists(st.sampled_from([b"\n", b"\r\n", b"\r"]), min_size=1, max_size=3),
     named=st.booleans(), ended=st.booleans(), places=cuts,
@@ -361,6 +362,7 @@ def test_events_are_the_same_however_they_are_cut_and_ended(
     assert pieces_read([data[at : at + 1] for at in range(len(data))]) == payloads
 
 
+@properties(max_examples=60)
 @given(st.lists(st.binary(max_size=40), max_size=20))
 def test_framing_loses_no_byte_of_anything(pieces: list[bytes]) -> None:
     framer = Framer()

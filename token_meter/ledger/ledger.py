@@ -53,7 +53,8 @@ class Ledger:
     own. Close it, or use it as a context manager.
 
     `dimensions` are those that enter rollups. A ledger remembers them: they hold for every process that records
-    into it, also one that does not name them. Declaring one later rebuilds the rollups at the next opening.
+    into it, also one that does not name them. Declaring one later rebuilds the rollups at the next opening, which
+    takes minutes for millions of events.
     Usage by any other dimension is answered too, by reading the events.
     """
 

@@ -20,8 +20,8 @@ from token_meter.ledger.migrate import bring_up_to_date
 from token_meter.ledger.rollups import Memory
 from token_meter.ledger.store import LedgerError, Store
 
-FORK_WAIT_SECONDS: Final = 5.0
-"""A fork waits so long for the transactions of other threads on an SQLite ledger."""
+REST_SECONDS: Final = 5.0
+"""Closing, and a fork on an SQLite ledger, waits so long for the transactions of other threads."""
 
 _DRIVERS: Final = {"postgres", "postgresql", "postgresql+psycopg"}
 
@@ -113,6 +113,7 @@ class Opened:
         self._declared = declared
         self._closed = False
         self._torn = False
+        self._torn_by_fork = False
         self._reset()
         _at_fork().add(self)
 
@@ -170,21 +171,21 @@ class Opened:
         return store
 
     def close(self) -> None:
-        """Close every connection of this process. A closed ledger stays closed."""
-        with self._opening:
-            self._closed = True
-            store, self._store = self._store, None
+        """Close every connection of this process, once the transactions under way are over. It stays closed."""
+        self._gate.shut(REST_SECONDS)
+        self._closed = True
+        store, self._store = self._store, None
         if store is not None:
             store.engine.dispose()
+        self._gate.open()
 
     def before_fork(self) -> None:
         """Come to rest, so that the child inherits nothing half done."""
-        store = self._store
-        wait_seconds = FORK_WAIT_SECONDS if self._url.drivername == "sqlite" else 0
-        at_rest = self._gate.shut(wait_seconds)
-        if store is not None and at_rest:
-            store.before_fork()
-        self._torn_by_fork = not at_rest and self._url.drivername == "sqlite"
+        careful = self._url.drivername == "sqlite"
+        at_rest = self._gate.shut(REST_SECONDS if careful else 0)
+        if self._store is not None and at_rest:
+            self._store.before_fork()
+        self._torn_by_fork = careful and not at_rest
 
     def after_fork_in_parent(self) -> None:
         """Go on."""

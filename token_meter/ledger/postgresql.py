@@ -59,7 +59,6 @@ class PostgresqlStore(Store):
                 url.set(drivername="postgresql+psycopg"),
                 hide_parameters=True,
                 pool_pre_ping=True,
-                max_overflow=-1,
                 connect_args=given,
             )
         except ImportError:

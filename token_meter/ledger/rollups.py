@@ -164,7 +164,7 @@ class Rollups:
 def rebuild(store: Store, connection: Connection) -> None:
     """Make every rollup anew from the events, under the migration lock (the caller holds it).
 
-    It reads every event once (about 20 seconds a million); writers wait meanwhile, or try again later.
+    It reads every event once (one to three minutes a million); writers wait meanwhile, or try again later.
     """
     for table in (hours, days, series, dimension_values):
         connection.execute(table.delete())

@@ -55,7 +55,6 @@ class SqliteStore(Store):
             URL.create("sqlite", database=str(path)),
             hide_parameters=True,
             connect_args={"timeout": busy_seconds},
-            max_overflow=-1,
         )
         event.listen(self.engine, "connect", _prepare_connection)
         event.listen(self.engine, "begin", _begin)

@@ -11,7 +11,7 @@ import json
 from typing import Any, ClassVar, Final
 
 from token_meter.providers.base import Body, Endpoint, Fold, Reading, mapping, tells_counts, text, whole
-from token_meter.usage import Usage
+from token_meter.usage import QUANTITY_MAX, Usage
 
 # Vertex can be asked for integer enums (google.ai.generativelanguage.Modality).
 _MODALITIES: Final = {1: "TEXT", 2: "IMAGE", 3: "VIDEO", 4: "AUDIO", 5: "DOCUMENT"}
@@ -210,7 +210,7 @@ def read_embedding(document: Body) -> list[Reading]:
     ]
     if any(count is not None for count in counts):
         total = sum(whole(count, reading.anomalies, "token_count") for count in counts)
-        reading.usage = Usage(input=total)
+        reading.usage = Usage(input=min(total, QUANTITY_MAX))
     return [reading]
 
 

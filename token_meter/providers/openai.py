@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 
 from token_meter.providers.base import Body, Endpoint, Fold, Reading, fit, mapping, tells_counts, text, whole
 from token_meter.providers.sse import events
-from token_meter.usage import Usage
+from token_meter.usage import QUANTITY_MAX, Usage
 
 # ---- chat completions, legacy completions, embeddings --------------------------------------------------------------
 
@@ -45,8 +45,8 @@ def completion_usage(usage: Body, anomalies: list[str], *, model: str | None = N
     quantities.update(fit(completion, completion_parts, "output", anomalies))
     if searches := _searches(usage, anomalies):
         quantities["web_search"] = searches
-    if seconds := usage.get("prompt_audio_seconds"):
-        quantities["audio_ms"] = _milliseconds(seconds, anomalies)
+    if heard := _milliseconds(usage.get("prompt_audio_seconds"), anomalies):
+        quantities["audio_ms"] = heard
     return Usage.of(quantities)
 
 
@@ -401,7 +401,7 @@ def _milliseconds(seconds: Any, anomalies: list[str]) -> int:
     """Seconds of audio, whole or fractional, as milliseconds (rounded to the nearest)."""
     if type(seconds) is float and 0 <= seconds < 1e9:
         return round(seconds * 1000)
-    return whole(seconds, anomalies, "seconds") * 1000
+    return min(whole(seconds, anomalies, "seconds") * 1000, QUANTITY_MAX)
 
 
 def _json(event: bytes) -> Body | None:
