@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.providers.kit import properties
 from token_meter import HEADLINES, TOKEN_TYPES, Usage

@@ -43,7 +43,7 @@ quantity = st.integers(min_value=0, max_value=2**40)
 
 
 def usages(types: frozenset[str], *without: str) -> st.SearchStrategy[Usage]:
-    return st.fixed_dictionaries({name: quantity for name in sorted(types - set(without))}).map(Usage)
+    return st.fixed_dictionaries(dict.fromkeys(sorted(types - set(without)), quantity)).map(Usage)
 
 
 WIRE: dict[str, tuple[Callable[[Usage], Any], Read, st.SearchStrategy[Usage]]] = {
