@@ -25,9 +25,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("", "clock context errors event patience schema usage"),
     # 2: from an answer to a row. Each package stands for itself, see ISLANDS.
     ("providers", ". anthropic base body estimate failures frames funnel genai genai_streams google hops hosts openai "
-                  "patching publishers settle sse stainless stream"),
-    ("", "backlog batch cursors deliver delivery folder journal keeper locks problems quarantine recovery registry "
-         "reporter retention segment_file segments writer"),
+                  "patching prompt publishers settle sse stainless stream tokeniser"),
+    ("", "backlog batch cursors deliver delivery folder journal keeper locks problems quarantine recovery "
+         "registry reporter retention segment_file segments writer"),
     ("sinks", ". base callback jsonl ledger lock memory"),
     ("ledger", ". ledger migrate opening periods postgresql query record rollups rows sqlite store tables text usage "
                "values"),
@@ -70,7 +70,7 @@ THIRD_PARTIES = {
     "anthropic": ("cli.demo",),
     "google": ("cli.demo",),
     "pydantic": ("cli.demo",),
-    "tiktoken": ("providers.estimate",),
+    "tiktoken": ("providers.tokeniser",),
 }
 """Who may import which package that is not of the standard library. Nobody else, not even inside a function."""
 
