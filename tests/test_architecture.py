@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     # 2: from an answer to a row. Each package stands for itself, see ISLANDS.
     ("providers", ". anthropic base body estimate failures frames funnel genai genai_streams google hops hosts openai "
                   "patching prompt publishers settle sse stainless stream tokeniser"),
-    ("", "backlog batch cursors deliver delivery folder journal keeper locks problems quarantine recovery "
+    ("", "backlog batch cursors deliver delivery estimates folder journal keeper locks problems quarantine recovery "
          "registry reporter retention segment_file segments writer"),
     ("sinks", ". base callback jsonl ledger lock memory"),
     ("ledger", ". ledger migrate opening periods postgresql query record rollups rows sqlite store tables text usage "

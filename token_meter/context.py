@@ -33,10 +33,11 @@ class Tally:
     `add` takes no lock that another thread may hold: streams that are dropped are counted by finalisers.
     """
 
-    __slots__ = ("_added", "_calls", "_lock", "_usage")
+    __slots__ = ("_added", "_calls", "_corrections", "_lock", "_usage")
 
     def __init__(self) -> None:
         self._added: deque[tuple[Usage, int]] = deque()
+        self._corrections: deque[tuple[Usage, Usage]] = deque()
         self._lock = threading.Lock()
         self._usage = Usage()
         self._calls = 0
@@ -64,11 +65,20 @@ class Tally:
             finally:
                 self._lock.release()
 
+    def _correct(self, was: Usage, now: Usage) -> None:
+        """An estimate that was added as `was` is known better."""
+        self._corrections.append((was, now))
+
     def _sum_up(self) -> None:
+        corrections = len(self._corrections)  # looked at first: what they correct was added before
         while self._added:
             usage, calls = self._added.popleft()
             self._usage = self._usage + usage
             self._calls += calls
+        for _ in range(corrections):
+            was, now = self._corrections.popleft()
+            left = {name: count - was.get(name, 0) for name, count in self._usage.items()}
+            self._usage = Usage.of({name: count for name, count in left.items() if count}) + now
 
     def __repr__(self) -> str:
         return f"Tally(calls={self.calls}, usage={self.usage!r})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from datetime import date, datetime
     from pathlib import Path
 
+    from token_meter.estimates import Estimates
     from token_meter.event import MeterEvent
     from token_meter.health import Health
     from token_meter.journal import Journal
@@ -75,11 +77,13 @@ class Meter:
         self._sinks = self._made_sinks(sinks)
         self._journal = self._made_journal(journal, from_environment=not sinks)
         self._reporter = self._made_reporter()
+        self._estimates = self._made_estimates()
         self._recorder = CallRecorder(
             self._journal if self._journal is not None else _Nowhere(),
             owner=self,
             wake=self._wake,
             mode="test" if os.environ.get("TOKEN_METER_MODE") == "test" else "live",
+            estimates=self._estimates,
         )
         self._recorder.allow_include_usage(*os.environ.get("TOKEN_METER_INCLUDE_USAGE_HOSTS", "").split(","))
         self._started = False
@@ -292,13 +296,14 @@ class Meter:
         return None if self._journal is None else self._journal.folder.path
 
     def flush(self, timeout: float | None = 10.0) -> bool:
-        """Deliver everything written so far to every sink; False if that took longer than `timeout` seconds."""
-        return True if self._reporter is None else self._reporter.flush(timeout)
+        """Deliver every call that ended so far to every sink; False if that took longer than `timeout` seconds."""
+        return self._deliver(timeout, None)
 
     def close(self, timeout: float = EXIT_TIMEOUT_SECONDS) -> None:
         """Deliver what is left (at most `timeout` seconds), take instrumentation back, release everything.
 
-        What could not be delivered stays in the journal for the next start.
+        What could not be delivered stays in the journal for the next start. Estimates that still wait to be tokenised
+        have half of the time; then they are made by size.
         """
         if self._closed:
             return
@@ -306,8 +311,11 @@ class Meter:
         _open.discard(self)
         for undo in self._undo:
             undo()
+        deadline = time.monotonic() + timeout
+        if self._estimates is not None:
+            self._estimates.close(timeout / 2)
         if self._reporter is not None:
-            self._reporter.close(timeout)
+            self._reporter.close(max(0.0, deadline - time.monotonic()))
         if self._journal is not None:
             self._journal.close()
         for sink in self._sinks:
@@ -370,6 +378,13 @@ class Meter:
 
         return Reporter(self._journal, self._sinks, on_error=self._report)
 
+    def _made_estimates(self) -> Estimates | None:
+        if self._journal is None:
+            return None
+        from token_meter.estimates import Estimates
+
+        return Estimates(self._journal.problem)
+
     def _report(self, what: str, error: BaseException) -> None:
         if self._on_error is not None:
             self._on_error(what, error)
@@ -379,10 +394,19 @@ class Meter:
             self._started = True
             self._reporter.start()
 
+    def _deliver(self, timeout: float | None, sink: str | None) -> bool:
+        """Estimates that wait first: they are not in the journal yet."""
+        if self._reporter is None or self._estimates is None:
+            return True
+        began = time.monotonic()
+        made = self._estimates.wait(timeout)
+        left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+        return self._reporter.flush(left, sink) and made
+
     def _catch_up(self) -> None:
         """Reads show this process's own writes."""
         name = next((sink_name(sink) for sink in self._sinks if hasattr(sink, "ledger")), None)
-        if self._reporter is not None and not self._reporter.flush(READ_TIMEOUT_SECONDS, sink=name):
+        if not self._deliver(READ_TIMEOUT_SECONDS, name):
             import logging
 
             logging.getLogger("token_meter").warning(

@@ -6,7 +6,7 @@ Nothing here raises into the caller's model call (D3): a failure is a counted pr
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from token_meter import lines
 from token_meter.clock import SYSTEM, Clock, Stamps
@@ -14,6 +14,9 @@ from token_meter.context import CURRENT, NOBODY, Attribution, Tally
 from token_meter.providers.base import Call, Endpoint, Reading
 from token_meter.providers.hosts import host_named
 from token_meter.usage import Usage
+
+if TYPE_CHECKING:
+    from token_meter.estimates import Estimates
 
 OBJECTS_MAX: Final = 10_000
 """So many objects that are read more than once are remembered; the sinks know the others by their id."""
@@ -32,7 +35,16 @@ class Lines(Protocol):
 class CallRecorder:
     """The `Recorder` of a Meter: one per Meter, shared by every client it wraps."""
 
-    def __init__(self, journal: Lines, *, owner: object, wake: Any, mode: str = "live", clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self,
+        journal: Lines,
+        *,
+        owner: object,
+        wake: Any,
+        mode: str = "live",
+        clock: Clock = SYSTEM,
+        estimates: Estimates | None = None,
+    ) -> None:
         self.clock = clock
         self.counts: Counter[str] = Counter()
         self._journal = journal
@@ -43,6 +55,7 @@ class CallRecorder:
         self._stamps = Stamps()
         self._objects: dict[str, Usage | None] = {}
         self._include_usage: tuple[str, ...] = ()
+        self._estimates = estimates
 
     # ---- what the taps call ----
 
@@ -92,6 +105,9 @@ class CallRecorder:
         if not readings:
             self.void(call, "counted_before")
             return
+        if readings[0].recount is not None and self._estimates is not None and self._estimates.ready():
+            self._put_off(call, readings, self._estimates)
+            return
         try:
             call.ended = True
             self._journal.ended(call.id, self._lines(call, readings))
@@ -106,7 +122,9 @@ class CallRecorder:
     def record_later(self, call: Call, readings: list[Reading]) -> None:
         """The same from a finaliser, which may run in any thread at any time: enqueue only, take no lock."""
         call.ended = True
-        if readings:
+        if readings and readings[0].recount is not None and self._estimates is not None and self._estimates.running:
+            self._put_off(call, readings, self._estimates)
+        elif readings:
             self._journal.defer(call.id, self._lines(call, readings))
             _tell(call.attribution.tallies, readings)
         else:
@@ -151,9 +169,33 @@ class CallRecorder:
 
     # ---- inside ----
 
-    def _lines(self, call: Call, readings: list[Reading]) -> bytes:
-        at = self.stamp()
-        duration = max(0, int((self.clock.monotonic() - call.began) * 1000))
+    def _put_off(self, call: Call, readings: list[Reading], estimates: Estimates) -> None:
+        """Another thread estimates better, then writes; until it has, the call is open in the journal."""
+        main = readings[0]
+        recount, main.recount = main.recount, None
+        ended = self.stamp(), self.clock.monotonic()
+        guess = main.usage or Usage()
+
+        def settle(counted: tuple[Usage, str] | None) -> None:
+            try:
+                if counted is not None:
+                    main.usage, main.estimator = counted
+                    for tally in call.attribution.tallies:
+                        tally._correct(guess, counted[0])
+                self._journal.ended(call.id, self._lines(call, readings, ended=ended))
+                if self._asleep:
+                    self._asleep = False
+                    self._wake()
+            except Exception as error:  # noqa: BLE001 - D3
+                self.problem("record", error)
+
+        call.ended = True
+        _tell(call.attribution.tallies, readings)
+        estimates.put(recount, settle)  # type: ignore[arg-type]
+
+    def _lines(self, call: Call, readings: list[Reading], *, ended: tuple[str, float] | None = None) -> bytes:
+        at, now = ended or (self.stamp(), self.clock.monotonic())
+        duration = max(0, int((now - call.began) * 1000))
         customer = call.attribution.customer
         written: list[bytes] = []
         for place, reading in enumerate(readings):

@@ -61,7 +61,7 @@ class Bench:
     def __enter__(self) -> Bench:
         if self._sockets:
             self._stack.enter_context(self.provider)
-        self._stack.enter_context(patch.dict(os.environ, TOKEN_METER_FSYNC="never"))
+        self._stack.enter_context(patch.dict(os.environ, TOKEN_METER_FSYNC="never", TIKTOKEN_CACHE_DIR=""))
         self.captured: Captured = self._stack.enter_context(capture(instrument=()))
         return self
 

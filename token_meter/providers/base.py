@@ -26,11 +26,11 @@ class Reading:
 
     `usage` is None when the provider told no counts; `raw_usage` is the provider's own block, filtered when written.
     `object_id` names an object whose usage may be read again or arrives later: the event id is then derived from it
-    instead of minted (decision D5).
+    instead of minted (decision D5). `recount` estimates again, better and slower: for another thread than the caller's.
     """
 
     __slots__ = (
-        "anomalies", "estimator", "model", "object_id", "price_context", "raw_usage", "response_id",
+        "anomalies", "estimator", "model", "object_id", "price_context", "raw_usage", "recount", "response_id",
         "status", "usage",
     )  # fmt: skip
 
@@ -53,6 +53,7 @@ class Reading:
         self.object_id: str | None = None
         self.status: Status = status
         self.estimator: str | None = None
+        self.recount: Callable[[], tuple[Usage, str] | None] | None = None
 
 
 class Fold:

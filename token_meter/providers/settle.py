@@ -5,6 +5,7 @@ from __future__ import annotations
 from token_meter.providers.base import Call, Fold, Reading
 from token_meter.providers.body import fields_of
 from token_meter.providers.estimate import ESTIMATOR, estimate, sent_bytes, text_bytes
+from token_meter.providers.tokeniser import recount_of
 
 
 def read_body(call: Call, body: bytes | str) -> list[Reading]:
@@ -47,4 +48,5 @@ def _without_counts(call: Call, reading: Reading, *, output_bytes: int) -> Readi
     reading.usage = estimate(input_bytes=sent_bytes(call.sent), output_bytes=output_bytes)
     reading.status = "estimated"
     reading.estimator = ESTIMATOR
+    reading.recount = recount_of(call, reading, output_bytes=output_bytes)
     return reading
