@@ -26,8 +26,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
     # 2: from an answer to a row. Each package stands for itself, see ISLANDS.
     ("providers", ". anthropic base body estimate failures frames funnel genai genai_streams google hops hosts openai "
                   "patching prompt publishers settle sse stainless stream tokeniser"),
-    ("", "backlog batch cursors deliver delivery estimates folder journal keeper locks problems quarantine recovery "
-         "registry reporter retention segment_file segments writer"),
+    ("", "backlog batch cursors decisions deliver delivery estimates folder journal keeper locks problems quarantine recovery "
+         "registry released reporter retention segment_file segments standing writer"),
     ("sinks", ". base callback jsonl ledger lock memory"),
     ("ledger", ". ledger migrate opening periods postgresql query record rollups rows sqlite store tables text usage "
                "values"),
@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("testing.provider.google", ". embed fields generate interactions usage"),
     ("testing.provider.openai", ". audio chat completions embeddings files images items responses tools usage"),
     ("cli", ". __main__ app catch_up checks customers deliver doctor event_rows events exits facts filters follow "
-            "metrics moments options output place progress search sidecar sink_names tables terminal text usage "
+            "metrics moments options output place progress quarantine search sidecar sink_names tables terminal text usage "
             "version waiting"),
     ("cli.demo", ". acme crew customers folder globex initech reconciliation report screen story worker"),
 )  # fmt: skip

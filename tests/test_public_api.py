@@ -466,7 +466,9 @@ def test_command_line() -> None:
         [
             "customers list",
             "deliver forget",
+            "deliver quarantine discard",
             "deliver quarantine list",
+            "deliver quarantine release",
             "deliver run",
             "deliver status",
             "demo",

@@ -16,6 +16,7 @@ from token_meter.folder import JournalFolder
 from token_meter.locks import holder
 from token_meter.problems import read_problems
 from token_meter.segments import CHUNK_BYTES, EVENT_PREFIX, SegmentIndex, decode, read_lines
+from token_meter.standing import Standing
 
 COUNTED_BYTES_MAX: Final = 64 << 20
 """How much of a backlog is counted exactly; beyond it the number of events is extrapolated."""
@@ -28,8 +29,9 @@ DATED_LINES_MAX: Final = 1_000
 class DeliveryState:
     """One sink: what it has and what waits for it.
 
-    `holder` is the process that delivers now. `quarantined` are events the sink refused, `invalid` unreadable lines.
-    `blocked` are segments (with the reason) that wait for a newer version of this package.
+    `holder` is the process that delivers now. `quarantined` are events the sink refused and `invalid` unreadable
+    lines, as long as nobody has decided about them; `released` are refused events on their way again, which count in
+    `backlog_events`. `blocked` are segments (with the reason) that wait for a newer version of this package.
     """
 
     name: str
@@ -40,6 +42,7 @@ class DeliveryState:
     last_error: str | None
     quarantined: int
     invalid: int
+    released: int
     retry_at: datetime | None
     holder: int | None
     blocked: dict[str, str]
@@ -62,7 +65,10 @@ def status(folder: str | os.PathLike[str]) -> JournalStatus:
     journal = JournalFolder(folder)
     index = SegmentIndex(journal.segments)
     cursors = CursorReader(journal)
-    deliveries = tuple(measure(journal, index, sink, cursors.get(sink)) for sink in (journal.registered() or ()))
+    deliveries = tuple(
+        measure(journal, index, sink, cursors.get(sink), Standing(journal.refusals(sink)))
+        for sink in (journal.registered() or ())
+    )
     return JournalStatus(
         path=journal.path,
         bytes=index.total(),
@@ -73,19 +79,24 @@ def status(folder: str | os.PathLike[str]) -> JournalStatus:
     )
 
 
-def measure(folder: JournalFolder, index: SegmentIndex, sink: str, cursor: Cursor) -> DeliveryState:
-    """One sink's state, from its cursor and the segments."""
+def measure(
+    folder: JournalFolder, index: SegmentIndex, sink: str, cursor: Cursor, quarantine: Standing
+) -> DeliveryState:
+    """One sink's state, from its cursor, its quarantine and the segments."""
+    quarantine.read()
+    released = list(quarantine.released.values())
     waiting = list(_waiting(index, cursor))
     backlog_bytes = sum(end - begin for _, begin, end in waiting)
     return DeliveryState(
         name=sink,
         delivered=cursor.sent,
-        backlog_events=_count_events(index, waiting, backlog_bytes),
+        backlog_events=_count_events(index, waiting, backlog_bytes) + len(released),
         backlog_bytes=backlog_bytes,
-        oldest_age_seconds=_oldest_age(index, waiting),
+        oldest_age_seconds=_oldest_age(index, waiting, released),
         last_error=cursor.error,
-        quarantined=cursor.quarantined,
-        invalid=cursor.invalid,
+        quarantined=quarantine.events,
+        invalid=quarantine.lines,
+        released=len(released),
         retry_at=_moment(cursor.retry_at),
         holder=holder(folder.lock(sink)),
         blocked=dict(cursor.blocked),
@@ -127,8 +138,10 @@ def _count_between(path: Path, begin: int, end: int) -> int:
     return events
 
 
-def _oldest_age(index: SegmentIndex, waiting: list[tuple[str, int, int]]) -> float | None:
+def _oldest_age(index: SegmentIndex, waiting: list[tuple[str, int, int]], released: list[str]) -> float | None:
+    """How long the oldest event waits; a released one since its release."""
     moments = [_first_event(index.folder / name, begin) for name, begin, _ in waiting[:DATED_SEGMENTS_MAX]]
+    moments += [_moment(min(released, default=None))]
     known = [moment for moment in moments if moment is not None]
     return max(0.0, (datetime.now(UTC) - min(known)).total_seconds()) if known else None
 

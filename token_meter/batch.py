@@ -32,11 +32,15 @@ class BatchLimits:
 
 @dataclass(slots=True)
 class Batch:
-    """Events to send next, and where the cursor stands once they are acknowledged."""
+    """Events to send next, and where the cursor stands once they are acknowledged.
+
+    Those that come from the quarantine stand in `released` too, by their marks; no cursor moves for them.
+    """
 
     events: list[MeterEvent] = field(default_factory=list)
     positions: dict[str, Position] = field(default_factory=dict)
     unreadable: list[dict[str, Any]] = field(default_factory=list)
+    released: dict[str, MeterEvent] = field(default_factory=dict)
     bytes: int = 0
 
     def is_full(self, limits: BatchLimits) -> bool:

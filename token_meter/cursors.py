@@ -32,9 +32,13 @@ class Position:
 
 @dataclass(slots=True)
 class Cursor:
-    """One sink's positions and what came of them, as kept in cursors/<sink>.json."""
+    """One sink's positions and what came of them, as kept in cursors/<sink>.json.
+
+    Entries of the quarantine that begin before `quarantine_bytes` stand for what lies before the positions.
+    """
 
     segments: dict[str, Position] = field(default_factory=dict)
+    quarantine_bytes: int = 0
     sent: int = 0
     quarantined: int = 0
     invalid: int = 0

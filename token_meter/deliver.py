@@ -1,4 +1,7 @@
-"""Delivering a journal from outside the application that wrote it: the command line, a sidecar, a query."""
+"""Delivering a journal from outside the application that wrote it: the command line, a sidecar, a query.
+
+With it what one decides about deliveries: `forget` a sink, `release` or `discard` what it refused.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from token_meter.batch import BatchLimits
+from token_meter.decisions import Decided as Decided
+from token_meter.decisions import Quarantined as Quarantined
+from token_meter.decisions import discard as discard
+from token_meter.decisions import quarantined as quarantined
+from token_meter.decisions import release as release
 from token_meter.delivery import Delivery
 from token_meter.folder import JournalFolder
 from token_meter.keeper import Keeper

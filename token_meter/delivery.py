@@ -4,28 +4,30 @@
 
 A batch that could not be sent stays in memory and is sent again, the same events with the same ids; after a crash
 it is read again from the cursor. Nothing moves the cursor past an event that is neither acknowledged nor in the
-quarantine on disk.
+quarantine on disk. What is in quarantine leaves it only when a human releases it, also when the batch it came from
+is read again; released events follow the others, and never hold them up.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from token_meter.batch import Batch, BatchLimits, BatchReader
 from token_meter.cursors import Cursor, CursorReader
 from token_meter.errors import NewerSchema, Rejected, Retry
-from token_meter.event import format_time
+from token_meter.event import MeterEvent, format_time
 from token_meter.folder import JournalFolder
 from token_meter.locks import FileLock
 from token_meter.patience import TryLock
 from token_meter.problems import Problem, describe
-from token_meter.quarantine import refused, write_quarantine
+from token_meter.quarantine import event_mark, id_in, mark_of, marks_after, refused, returned, write_quarantine
+from token_meter.released import Released
 from token_meter.segments import SegmentIndex
 from token_meter.sinks.base import Sink, sink_name
 
@@ -37,7 +39,11 @@ RETRY_AFTER_SECONDS_MAX: Final = 3_600.0
 LOCK_RETRY_SECONDS: Final = 2.0
 """How often a process looks whether the one that delivers is gone."""
 
+RELEASED: Final = "released events"
+"""What `missing` calls them, among the names of segments."""
+
 OnError = Callable[[str, BaseException], object]
+log: Final = logging.getLogger("token_meter")
 
 
 class Delivery:
@@ -64,6 +70,12 @@ class Delivery:
         self._problem = problem
         self._on_error = on_error
         self._fsync = fsync
+        self._limits = limits
+        self._quarantine = folder.refusals(self.name)
+        self._quarantine_end = 0
+        self._set_aside_before: set[str] = set()
+        self._ids_set_aside: set[str] = set()
+        self._released = Released(self._quarantine, problem=problem)
         self._reader = BatchReader(index, limits=limits, problem=problem)
         self._lock = FileLock(self.lock_path)
         self._others = CursorReader(folder)
@@ -111,6 +123,8 @@ class Delivery:
         if not self._running.acquire():
             return
         try:
+            if self.held:
+                self._released.say()
             if self.held and self._batch is None:
                 self._pass_over()
         finally:
@@ -142,10 +156,14 @@ class Delivery:
         return None if self.held and self._moved and not self._save_failed else self.current()
 
     def missing(self, ends: Mapping[str, int]) -> list[str]:
-        """The segments where something before these ends is neither acknowledged nor in quarantine."""
+        """The segments where something before these ends is neither acknowledged nor in quarantine.
+
+        RELEASED is among them while released events wait, or it is not on disk that they are delivered.
+        """
         cursor = self.current()
         behind = [name for name, end in ends.items() if cursor.position(name).offset < end]
-        return [name for name in behind if (self._index.folder / name).exists()]
+        there = [name for name in behind if (self._index.folder / name).exists()]
+        return [*there, RELEASED] if self._released.unfinished else there
 
     def keep_cursor(self) -> None:
         """Write the cursor again when someone deleted it."""
@@ -155,6 +173,7 @@ class Delivery:
     def after_fork(self) -> None:
         """The child does not deliver until it gets the lock itself."""
         self._lock.after_fork()
+        self._released.after_fork()
         self._running = TryLock()
         self._batch, self._moved, self._displaced = None, False, False
         self._retry_at = self._lock_at = float("-inf")
@@ -188,22 +207,49 @@ class Delivery:
         self.cursor = Cursor.load(path)
         # What an older version could not read may be readable now.
         self.cursor.blocked.clear()
-        self._batch, self._moved = None, False
+        self._batch, self._moved, self._quarantine_end = None, False, 0
+        self._set_aside_before = marks_after(self._quarantine, self.cursor.quarantine_bytes)
+        self._ids_set_aside = {id_in(mark) for mark in self._set_aside_before}
         return True
 
     # ---- delivering ----
 
     def _drain(self) -> None:
+        self._released.say()
         planned = False
-        while not self._stopping and time.monotonic() >= self._retry_at:
+        while self._may_go_on():
             if self._batch is None:
                 if not planned:
                     self._reader.plan(self.cursor)
                     planned = True
-                self._batch = self._reader.next(self.cursor)
-            if self._batch is None or not self._deliver(self._batch):
+                self._batch = self._next()
+            if self._batch is None:
+                self._drain_released()
+                return
+            if not self._deliver(self._batch):
                 return
             self._batch = None
+
+    def _drain_released(self) -> None:
+        """What a human put back. A batch that fails is not held, so that it comes after what is new by then."""
+        while self._may_go_on():
+            batch = self._released.next(self._limits)
+            if not batch.events or not self._deliver(batch):
+                return
+
+    def _may_go_on(self) -> bool:
+        return not self._stopping and time.monotonic() >= self._retry_at
+
+    def _next(self) -> Batch | None:
+        """The next batch, without what went into quarantine when it was read before, in a process that is gone."""
+        batch = self._reader.next(self.cursor)
+        if batch is not None and self._set_aside_before:
+            batch.events = [each for each in batch.events if not self._was_set_aside(each)]
+            batch.unreadable = [each for each in batch.unreadable if mark_of(each) not in self._set_aside_before]
+        return batch
+
+    def _was_set_aside(self, event: MeterEvent) -> bool:
+        return event.id in self._ids_set_aside and event_mark(event.to_json()) in self._set_aside_before
 
     def _deliver(self, batch: Batch) -> bool:
         """Send a batch; True when it is behind us."""
@@ -236,25 +282,37 @@ class Delivery:
         named = [event for event in batch.events if event.id in ids]
         if not named:
             return False
-        write_quarantine(self._quarantine(), refused(named, rejected.reason))
+        again = [mark for mark, event in batch.released.items() if event.id in ids]
+        self._write_quarantine([returned(again, rejected.reason)] if again else refused(named, rejected.reason))
         batch.events = [event for event in batch.events if event.id not in ids]
+        for mark in again:
+            del batch.released[mark]
+        self._tell_refused(self.cursor.quarantined, len(named), "events that the sink refused")
         self.cursor.quarantined += len(named)
-        self._problem(f"sink {self.name}: refused events", f"{len(named)} are in quarantine")
         return True
 
     def _set_aside_lines(self, batch: Batch) -> None:
         if batch.unreadable:
-            write_quarantine(self._quarantine(), batch.unreadable)
+            self._write_quarantine(batch.unreadable)
+            self._tell_refused(self.cursor.invalid, len(batch.unreadable), "lines of the journal that cannot be read")
             self.cursor.invalid += len(batch.unreadable)
-            self._problem("unreadable lines in the journal", f"{len(batch.unreadable)} are in quarantine")
             batch.unreadable = []
 
-    def _quarantine(self) -> Path:
-        return self._folder.quarantine / f"{self.name}.jsonl"
+    def _write_quarantine(self, entries: list[dict[str, Any]]) -> None:
+        self._quarantine_end = write_quarantine(self._quarantine, entries)
+
+    def _tell_refused(self, before: int, more: int, what: str) -> None:
+        """The 1st, 10th, 100th. It is nothing that failed in here: the quarantine itself tells of it until decided."""
+        if len(str(before + more)) > len(str(before)) or not before:
+            log.error("token_meter: sink %s: %d in quarantine so far: %s", self.name, before + more, what)
 
     def _acknowledge(self, batch: Batch, sent: int) -> None:
         self.cursor.segments.update(batch.positions)
         self._moved = True
+        if batch.released:
+            self._released.took(batch.released)
+        if self._quarantine_end:
+            self.cursor.quarantine_bytes = self._quarantine_end
         if not sent:
             return
         self.cursor.sent += sent

@@ -4,7 +4,7 @@ journal.json               which sinks it belongs to
 segments/*.jsonl           what was metered, append-only, one writer each
 cursors/<sink>.json        how far each sink has taken it
 locks/<sink>.lock          which process delivers to a sink
-quarantine/<sink>.jsonl    what a sink refused and lines that cannot be read, with the reason
+quarantine/<sink>.jsonl    what a sink refused and lines that cannot be read, with the reason, and what became of it
 problems.jsonl             internal failures, counted
 """
 
@@ -52,6 +52,10 @@ class JournalFolder:
     def lock(self, sink: str) -> Path:
         """The lock of the one process that delivers to the sink."""
         return self.locks / f"{sink}.lock"
+
+    def refusals(self, sink: str) -> Path:
+        """The sink's quarantine."""
+        return self.quarantine / f"{sink}.jsonl"
 
     def exists(self) -> bool:
         """Whether there is a journal here at all."""

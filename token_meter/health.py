@@ -92,7 +92,7 @@ def _prometheus(health: Health) -> Iterator[str]:
         ("backlog_events", "gauge", "Events a sink has not acknowledged.", "backlog_events"),
         ("backlog_bytes", "gauge", "Journal bytes a sink has not acknowledged.", "backlog_bytes"),
         ("oldest_event_age_seconds", "gauge", "Age of the oldest event a sink waits for.", "oldest_age_seconds"),
-        ("quarantined_events", "gauge", "Events a sink refused.", "quarantined"),
+        ("quarantined_events", "gauge", "Events a sink refused and nobody has decided about.", "quarantined"),
     )
     for name, kind, text, attribute in per_sink:
         yield f"# HELP token_meter_{name} {text}"
@@ -112,7 +112,7 @@ def _prometheus(health: Health) -> Iterator[str]:
         ("journal_lost_lines", "Lines that were lost.", health.lost),
         ("journal_bytes", "Size of the journal.", health.journal_bytes),
         ("journal_segments", "Segments of the journal.", health.segments),
-        ("journal_invalid_lines", "Unreadable lines in the journal.", health.invalid_lines),
+        ("journal_invalid_lines", "Unreadable lines nobody has decided about.", health.invalid_lines),
     )
     for name, text, value in plain:
         yield f"# HELP token_meter_{name} {text}"

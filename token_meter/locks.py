@@ -97,7 +97,7 @@ class FileLock:
         """Take the lock if it is free. Raises OSError when the file cannot be opened."""
         descriptor = open_owned(self.path, os.O_RDWR | os.O_CREAT)
         try:
-            if not lock_now(descriptor) or not _is_at(descriptor, self.path):
+            if not lock_now(descriptor) or not is_at(descriptor, self.path):
                 close_owned(descriptor)
                 return False
         except OSError:
@@ -119,7 +119,7 @@ class FileLock:
 
     def lost(self) -> bool:
         """Whether the file was deleted or replaced under us, so that someone else may hold the new one."""
-        return self.held and not _is_at(self._descriptor, self.path)
+        return self.held and not is_at(self._descriptor, self.path)
 
     def after_fork(self) -> None:
         """The descriptor was closed by the child's hook; only the number is left to forget."""
@@ -143,7 +143,8 @@ def holder(path: Path) -> int | None:
         os.close(descriptor)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether the path still leads to the open file."""
     try:
         there = os.stat(path)
     except OSError:

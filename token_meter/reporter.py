@@ -28,6 +28,7 @@ from token_meter.patience import PatientLock
 from token_meter.registry import adopt
 from token_meter.segments import SegmentIndex
 from token_meter.sinks.base import Sink, sink_name
+from token_meter.standing import Standing
 
 FLUSH_SECONDS_MAX: Final = 60.0
 """What `flush(None)` waits: a dead sink must not hang a program for ever."""
@@ -74,6 +75,7 @@ class Reporter:
             )
             for sink in sinks
         ]
+        self._standings = {each.name: Standing(folder.refusals(each.name)) for each in self._deliveries}
         self._keeper = Keeper(
             folder,
             self._index,
@@ -142,6 +144,8 @@ class Reporter:
         self._keeper.after_fork()
         for delivery in self._deliveries:
             delivery.after_fork()
+        for standing in self._standings.values():
+            standing.after_fork()
 
     # ---- what users call ----
 
@@ -156,7 +160,7 @@ class Reporter:
         self._journal.maintain()
         self._keeper.sweep()
         ends = self._ends(chosen)
-        if not any(ends.values()):
+        if not any(each.missing(ends[each.name]) for each in chosen):
             return not self._journal.pending
         threads = self.start()
         self._hurry(chosen)
@@ -196,7 +200,10 @@ class Reporter:
     def deliveries(self) -> list[DeliveryState]:
         """How far each sink is, whoever delivers to it."""
         folder = self._journal.folder
-        return [measure(folder, self._index, each.name, each.current()) for each in self._deliveries]
+        return [
+            measure(folder, self._index, each.name, each.current(), self._standings[each.name])
+            for each in self._deliveries
+        ]
 
     @property
     def over_limit(self) -> bool:

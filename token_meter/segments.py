@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from token_meter.answers import completed
 from token_meter.errors import InvalidEvent, NewerSchema
 from token_meter.event import SCHEMA, MeterEvent
 from token_meter.patience import PatientLock
@@ -63,10 +64,12 @@ class Line(NamedTuple):
     skipping: bool
 
 
-def read_lines(descriptor: int, offset: int, *, skipping: bool = False) -> Iterator[Line]:
+def read_lines(
+    descriptor: int, offset: int, *, skipping: bool = False, bytes_max: int = LINE_BYTES_MAX
+) -> Iterator[Line]:
     """Complete lines from `offset` to the end, in bounded memory.
 
-    A line longer than LINE_BYTES_MAX comes as pieces without content; `skipping` says that it goes on after
+    A line longer than `bytes_max` comes as pieces without content; `skipping` says that it goes on after
     `end`, and must be passed back when reading resumes there.
     """
     start, held = offset, b""
@@ -81,8 +84,8 @@ def read_lines(descriptor: int, offset: int, *, skipping: bool = False) -> Itera
         *complete, held = held.split(b"\n")
         for raw in complete:
             start += len(raw) + 1
-            yield Line(raw if len(raw) <= LINE_BYTES_MAX else None, start, False)
-        if len(held) > LINE_BYTES_MAX:
+            yield Line(raw if len(raw) <= bytes_max else None, start, False)
+        if len(held) > bytes_max:
             start, held, skipping = start + len(held), b"", True
             yield Line(None, start, True)
 
@@ -113,7 +116,7 @@ def to_event(document: dict[str, Any]) -> MeterEvent:
     if not isinstance(document.get("id"), str) or not document["id"]:
         raise InvalidEvent("not a meter event (no id)")
     try:
-        return MeterEvent.from_json(document)
+        return MeterEvent.from_json(completed(document) if "answer" in document else document)
     except (AttributeError, OverflowError) as error:
         raise InvalidEvent(f"not a meter event ({error!r})") from error
 

@@ -29,7 +29,8 @@ COMMANDS = dict(_commands(typer.main.get_command(app)))
 def test_the_commands_are_those_that_are_documented() -> None:
     assert {" ".join(path) for path in COMMANDS} == {
         "demo", "usage", "doctor", "version", "events tail", "events export", "events show", "customers list",
-        "deliver status", "deliver run", "deliver forget", "deliver quarantine list",
+        "deliver status", "deliver run", "deliver forget", "deliver quarantine list", "deliver quarantine release",
+        "deliver quarantine discard",
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -62,10 +63,9 @@ def sinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_status_says_what_waits(cli: Cli) -> None:
     result = cli("deliver", "status", "--csv")
 
-    assert result.out.splitlines() == [
-        "sink,delivered,backlog,oldest,quarantined,delivering,last_error",
-        "ledger,0,3,5 min,0,,",
-    ]
+    heading, row = result.out.splitlines()
+    assert heading == "sink,delivered,backlog,oldest,quarantined,delivering,last_error"
+    assert re.fullmatch(r"ledger,0,3,\d+ min,0,,", row)
     (state,) = cli("deliver", "status", "--json").json["deliveries"]
     assert (state["backlog_events"], state["holder"]) == (3, None)
     assert state["oldest_age_seconds"] > 290
@@ -148,19 +148,6 @@ def test_a_sink_that_fails_leaves_everything_in_the_journal(cli: Cli, sinks: str
     assert result.code == 1
     assert "not everything" in result.out
     assert "broken,0,3," in cli("deliver", "status", "--csv").out
-
-
-@pytest.mark.usefixtures("journal")
-def test_what_a_sink_refuses_is_listed_with_the_reason(cli: Cli, sinks: str) -> None:
-    run = cli("deliver", "run", "--sink", f"{sinks}:Refusing", "--replay")
-
-    assert "3 refused" in run.out
-    listed = cli("deliver", "quarantine", "list", "--json").json
-    assert [(each["sink"], each["reason"], each["event"]["id"]) for each in listed] == [
-        ("refusing", "wrong currency", event.id) for event in EVENTS
-    ]
-    assert "wrong currency" in cli("deliver", "quarantine", "list", "--sink", "refusing").out
-    assert cli("deliver", "quarantine", "list", "--sink", "ledger", "--json").json == []
 
 
 @pytest.mark.usefixtures("journal")

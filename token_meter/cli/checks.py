@@ -201,7 +201,7 @@ def _sinks(facts: Facts) -> Iterator[Check]:
             yield Check(
                 Level.WRONG, f"sink {state.name}",
                 f"{state.quarantined:,} refused events and {state.invalid:,} unreadable lines are in quarantine",
-                f"See `token-meter deliver quarantine list{facts.place.again}`.",
+                f"See `token-meter deliver quarantine list{facts.place.again}`; then `release` or `discard` them.",
             )  # fmt: skip
         for reason in state.blocked.values():
             yield Check(Level.WRONG, f"sink {state.name}", reason, "Upgrade token_meter in the delivering process.")

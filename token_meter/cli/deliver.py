@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from token_meter.cli import options
-from token_meter.cli.exits import EPILOG, NOTHING_THERE, TROUBLE, WRONG_USAGE, Commands, Failure
+from token_meter.cli.exits import EPILOG, TROUBLE, WRONG_USAGE, Commands, Failure
 from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
-from token_meter.cli.place import Place, find
+from token_meter.cli.place import existing_journal, find
+from token_meter.cli.quarantine import app as quarantine_app
 from token_meter.cli.sidecar import Report, Sidecar
 from token_meter.cli.sink_names import Destination, read_sinks
 from token_meter.cli.tables import Column, Table
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from token_meter.backlog import DeliveryState, JournalStatus
 
 app = typer.Typer(cls=Commands, help="Deliver the journal, and see how far it is.", no_args_is_help=True, epilog=EPILOG)
-quarantine_app = typer.Typer(cls=Commands, help="What sinks refused.", no_args_is_help=True, epilog=EPILOG)
 app.add_typer(quarantine_app, name="quarantine")
 
 COLUMNS: Final = (
@@ -142,41 +142,6 @@ def forget(
         write(f"{name} is forgotten; {counted(found.backlog_events, 'event')} will not reach it\n")
 
 
-@quarantine_app.command("list", epilog=EPILOG)
-def list_quarantine(
-    ledger: options.LedgerOption = None,
-    journal: options.JournalOption = None,
-    sink: Annotated[str | None, typer.Option("--sink", metavar="NAME", help="Only of this sink.")] = None,
-    json: options.JsonOption = False,
-    csv: options.CsvOption = False,
-    markdown: options.MarkdownOption = False,
-) -> None:
-    """List what sinks refused and lines nobody could read, with the reasons."""
-    from token_meter.quarantine import read_quarantine
-
-    shape = chosen_shape(json=json, csv=csv, markdown=markdown)
-    folder = existing_journal(find(ledger, journal))
-    files = sorted(path.stem for path in JournalFolder(folder).quarantine.glob("*.jsonl"))
-    entries = [
-        {"sink": name, **entry} for name in files if sink in (None, name) for entry in read_quarantine(folder, name)
-    ]
-    if shape is Shape.JSON:
-        write_json(entries)
-        return
-    columns = (Column("sink"), Column("time"), Column("reason"), Column("customer"), Column("what", quiet=True))
-    show(Table(columns, [_quarantined(entry) for entry in entries]), shape)
-
-
-def existing_journal(place: Place) -> Path:
-    """The journal's folder. Failure when there is none."""
-    if not JournalFolder(place.journal).exists():
-        raise Failure(
-            f"no journal at {place.journal}; name it with --journal FOLDER, or its ledger with --ledger",
-            code=NOTHING_THERE,
-        )
-    return place.journal
-
-
 def status_document(found: JournalStatus) -> dict[str, Any]:
     """The journal's state for programs."""
     from dataclasses import asdict
@@ -237,15 +202,3 @@ def _confirm(state: DeliveryState) -> None:
         raise Failure(f"forgetting {state.name} cannot be taken back: say --yes", code=WRONG_USAGE)
     lost = f" {counted(state.backlog_events, 'event')} will not reach it." if state.backlog_events else ""
     typer.confirm(f"Forget the sink {state.name}?{lost} This cannot be taken back.", abort=True, err=True)
-
-
-def _quarantined(entry: dict[str, Any]) -> dict[str, Any]:
-    event = entry.get("event") or {}
-    what = event.get("id") or f"{entry.get('segment')} before byte {entry.get('ends_at')}"
-    return {
-        "sink": entry["sink"],
-        "time": entry.get("time"),
-        "reason": entry.get("reason"),
-        "customer": event.get("customer"),
-        "what": what,
-    }

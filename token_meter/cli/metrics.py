@@ -12,7 +12,7 @@ _PER_SINK: Final = (
     ("backlog_events", "gauge", "Events a sink has not acknowledged.", "backlog_events"),
     ("backlog_bytes", "gauge", "Journal bytes a sink has not acknowledged.", "backlog_bytes"),
     ("oldest_event_age_seconds", "gauge", "Age of the oldest event a sink waits for.", "oldest_age_seconds"),
-    ("quarantined_events", "gauge", "Events a sink refused.", "quarantined"),
+    ("quarantined_events", "gauge", "Events a sink refused and nobody has decided about.", "quarantined"),
 )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from token_meter.cli.exits import NOTHING_THERE, WRONG_USAGE, Failure
 from token_meter.cli.text import first_line, without_passwords
+from token_meter.folder import JournalFolder
 
 if TYPE_CHECKING:
     from token_meter.ledger import Ledger
@@ -92,6 +93,16 @@ def no_ledger(place: Place) -> Failure:
         f"or ${LEDGER_VARIABLE}",
         code=NOTHING_THERE,
     )
+
+
+def existing_journal(place: Place) -> Path:
+    """The journal's folder. Failure when there is none."""
+    if not JournalFolder(place.journal).exists():
+        raise Failure(
+            f"no journal at {place.journal}; name it with --journal FOLDER, or its ledger with --ledger",
+            code=NOTHING_THERE,
+        )
+    return place.journal
 
 
 @contextmanager
