@@ -4,11 +4,13 @@
 
 Sync and async, plain and helper; all of it again in pieces of seven bytes and compressed; every stream cut half way,
 by a dropped connection and cleanly. Prints what differs; the exceptions and their reasons: tests/test_corpus.py.
+Exits with 1 when something differs, with 2 when the recordings are not beside this checkout (../shared/corpus).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -16,7 +18,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests.corpus import HARNESS
 from tests.test_corpus import Replayed, differences, excused, run, silences
+
+RECORDINGS_ABSENT = 2
 
 RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sync", {"mode": "sync"}),
@@ -34,6 +39,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="run the combinations whose name contains this")
     chosen = parser.parse_args()
+    if not HARNESS.exists():
+        print(
+            f"bench.corpus: the recordings are not here. They are no part of this repository; they are expected in "
+            f"{os.path.relpath(HARNESS.parent)} (with {HARNESS.name}).",
+            file=sys.stderr,
+        )
+        return RECORDINGS_ABSENT
     print(f"{'run':24} {'calls':>6} {'excused':>8} {'wrong':>6}  statuses")
     wrong = 0
     for name, options in RUNS:

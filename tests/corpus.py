@@ -19,6 +19,7 @@ import pytest
 from token_meter import MeterEvent
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "corpus"
+HARNESS = FOLDER / "replay.py"
 
 # The SDK's own stream helper gives up inside these recordings and closes the response, so the counts at the end are
 # never received; the call is metered as estimated. The plain stream of the same entry is metered exactly.
@@ -30,7 +31,7 @@ HELPER_RAISES = frozenset({
 
 def replay() -> ModuleType:
     """The replay harness that lies beside the recordings."""
-    path = FOLDER / "replay.py"
+    path = HARNESS
     if not path.exists():
         if os.environ.get("TOKEN_METER_REQUIRE_SERVICES") == "1":
             pytest.fail(f"the recorded traffic is missing ({path.name})")

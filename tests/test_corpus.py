@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import shutil
+import subprocess
+import sys
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +21,8 @@ import pytest
 from tests.corpus import HELPER_RAISES, complaints, entries, replay
 from token_meter import Meter, MeterEvent
 from token_meter.sinks import MemorySink
+
+ROOT = Path(__file__).parent.parent
 
 # The harness leaves its clients and the sockets of cut streams open.
 pytestmark = [
@@ -141,3 +147,18 @@ def test_a_stream_cut_half_way_is_flagged_and_never_silent(tmp_path: Path, cut_c
     assert silences(replayed) == {}
     statuses = {event.status for events in replayed.events.values() for event in events}
     assert {"partial", "estimated"} <= statuses
+
+
+def test_the_bench_says_in_one_line_that_the_recordings_are_absent(tmp_path: Path) -> None:
+    """As in a plain clone: the project without the folder beside it."""
+    clone = tmp_path / "clone"
+    for name in ("bench", "tests", "token_meter"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench.corpus"], cwd=clone, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(clone)},
+    )  # fmt: skip
+
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1), ran.stderr
+    assert "expected in ../shared/corpus" in ran.stderr
