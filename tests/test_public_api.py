@@ -365,6 +365,7 @@ def test_ledger() -> None:
             "__init__": ["self", "url: str | os.PathLike[str]", "*", "dimensions: Sequence[str] = ()", "-> None"],
             "record": ["self", "events: Sequence[MeterEvent]", "-> Recorded"],
             "rebuild_rollups": ["self", "-> None"],
+            "event": ["self", "id: str", "-> MeterEvent | None"],
             "iter_events": [
                 "self",
                 "*",

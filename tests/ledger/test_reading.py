@@ -42,6 +42,24 @@ def test_events_are_found_by_what_they_lack(ledger):
     assert ids(ledger.events(dimensions={"feature": "x", "other": None})) == ["evt_2"]
 
 
+def test_one_event_is_found_by_its_id(ledger):
+    strange = make_event(9, id="nul \x00 and ü %_'", customer="globex")
+    ledger.record([*make_events(3), strange])
+
+    assert ledger.event("evt_2") == make_event(2)
+    assert ledger.event(strange.id) == strange
+    assert [ledger.event(id) for id in ("evt_", "EVT_2", "evt_2 ", "", "nul ", "x" * 5_000)] == [None] * 6
+
+
+def test_one_event_is_the_one_that_counts(ledger):
+    """Of a conflict the first; of a placeholder and its real event the real one."""
+    ledger.record([make_event(1), make_event(2, usage=Usage(), status="unmetered")])
+    ledger.record([make_event(1, customer="globex"), make_event(2)])
+
+    assert ledger.event("evt_1") == make_event(1)
+    assert ledger.event("evt_2") == make_event(2)
+
+
 def test_order_and_limit(ledger):
     ledger.record(list(reversed(make_events(5))))
 

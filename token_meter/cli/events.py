@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Final
-from uuid import UUID
 
 import typer
 
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
 
 SEARCHED_MAX: Final = 100_000
 """Among so many of the newest events `show` looks for the end of an id."""
-
-CALL_DURATION_MAX: Final = timedelta(days=1)
-"""So much later than its id was made `show` first expects an event."""
 
 app = typer.Typer(cls=Commands, help="See, follow and export the meter events.", no_args_is_help=True, epilog=EPILOG)
 
@@ -151,29 +146,13 @@ def _export_format(format: str, shape: Shape) -> str:
 
 def _one(ledger: Ledger, id: str) -> MeterEvent:
     """The event with this id, or the only one with an id that ends so."""
-    exact = next((event for event in _near(ledger, id) if event.id == id), None)
+    exact = ledger.event(id)
     if exact is not None:
         return exact
-    ending: list[MeterEvent] = []
-    for number, event in enumerate(ledger.iter_events(order="desc")):
-        if event.id == id:
-            return event
-        if number < SEARCHED_MAX and event.id.endswith(id):
-            ending.append(event)
+    newest = islice(ledger.iter_events(order="desc"), SEARCHED_MAX)
+    ending = [event for event in newest if event.id.endswith(id)]
     if not ending:
         raise Failure(f"no event has the id {id!r}; `token-meter events tail` shows the newest")
     if len(ending) > 1:
         raise Failure(f"{counted(len(ending), 'event')} have an id that ends in {id!r}: give more of it")
     return ending[0]
-
-
-def _near(ledger: Ledger, id: str) -> Iterator[MeterEvent]:
-    """The events around the time that stands in an id of ours (a UUIDv7)."""
-    try:
-        number = UUID(id)
-        made = datetime.fromtimestamp((number.int >> 80) / 1000, UTC)
-    except (ValueError, OverflowError, OSError):
-        return iter(())
-    if number.version != 7:
-        return iter(())
-    return ledger.iter_events(since=made - timedelta(minutes=1), until=made + CALL_DURATION_MAX)

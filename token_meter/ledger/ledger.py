@@ -20,7 +20,7 @@ from token_meter.errors import Rejected, Retry
 from token_meter.event import MeterEvent
 from token_meter.ledger.opening import Opened, parse, reason_of
 from token_meter.ledger.periods import Bucket, moment, time_zone_of
-from token_meter.ledger.query import Order, cursor_of, read_conflicts, read_events, read_summary
+from token_meter.ledger.query import Order, cursor_of, read_conflicts, read_event, read_events, read_summary
 from token_meter.ledger.record import TRANSACTION_EVENTS_MAX, record
 from token_meter.ledger.rollups import rebuild
 from token_meter.ledger.rows import Prepared, prepare
@@ -121,6 +121,11 @@ class Ledger:
             rebuild(store, connection)
 
     # Events
+
+    def event(self, id: str) -> MeterEvent | None:
+        """The event with exactly this id, or None."""
+        with self._reading() as (_, connection):
+            return read_event(connection, to_stored(id))
 
     def iter_events(
         self,

@@ -78,7 +78,7 @@ def read_conflicts(connection: Connection, limit: int) -> list[Conflict]:
         .limit(limit)
     )
     rows = connection.execute(query).all()
-    kept = {row.event_id: _one(connection, row.event_id) for row in rows}
+    kept = {row.event_id: read_event(connection, row.event_id) for row in rows}
     return [
         Conflict(
             id=from_stored(row.event_id),
@@ -91,7 +91,8 @@ def read_conflicts(connection: Connection, limit: int) -> list[Conflict]:
     ]
 
 
-def _one(connection: Connection, identity: str) -> MeterEvent | None:
+def read_event(connection: Connection, identity: str) -> MeterEvent | None:
+    """The event with this id, as it is stored; None if there is none."""
     row = connection.execute(select(events).where(events.c.id == identity)).first()
     return None if row is None else event_of(row)
 
