@@ -8,7 +8,8 @@ call adds a row to CALLS, records, and runs `python -m pytest tests/test_cassett
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -30,63 +31,63 @@ MESSAGES: Final[Any] = [{"role": "user", "content": "Hello"}]
 CLAUDE: Final = "claude-sonnet-4-6"
 GEMINI: Final = "gemini-2.5-flash"
 
-Call = Callable[[Any], Any]
-
-
-def _drained(stream: Any) -> None:
-    for _ in stream:
-        pass
-
-
-def _chat(client: Any) -> None:
-    client.chat.completions.create(model="gpt-5", messages=MESSAGES)
-
-
-def _chat_stream(client: Any) -> None:
-    options = {"include_usage": True}
-    _drained(client.chat.completions.create(model="gpt-5", messages=MESSAGES, stream=True, stream_options=options))
-
-
-def _responses(client: Any) -> None:
-    client.responses.create(model="gpt-5", input="Hello")
-
-
-def _responses_stream(client: Any) -> None:
-    _drained(client.responses.create(model="gpt-5", input="Hello", stream=True))
-
-
-def _embeddings(client: Any) -> None:
-    client.embeddings.create(model="text-embedding-3-small", input=["Hello", "world"])
-
-
-def _messages(client: Any) -> None:
-    client.messages.create(model=CLAUDE, max_tokens=50, messages=MESSAGES)
-
-
-def _messages_stream(client: Any) -> None:
-    _drained(client.messages.create(model=CLAUDE, max_tokens=50, messages=MESSAGES, stream=True))
-
-
-def _generate(client: Any) -> None:
-    client.models.generate_content(model=GEMINI, contents="Hello")
-
-
-def _generate_stream(client: Any) -> None:
-    _drained(client.models.generate_content_stream(model=GEMINI, contents="Hello"))
-
-
-CALLS: Final[Mapping[str, tuple[str, Call]]] = {
-    "openai-chat-plain": ("openai", _chat),
-    "openai-chat-stream": ("openai", _chat_stream),
-    "openai-responses-plain": ("openai", _responses),
-    "openai-responses-stream": ("openai", _responses_stream),
-    "openai-embeddings-plain": ("openai", _embeddings),
-    "anthropic-messages-plain": ("anthropic", _messages),
-    "anthropic-messages-stream": ("anthropic", _messages_stream),
-    "google-generate-plain": ("google", _generate),
-    "google-generate-stream": ("google", _generate_stream),
+CALLS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
+    "openai-chat-plain": (
+        "openai",
+        lambda client: client.chat.completions.create(model="gpt-5", messages=MESSAGES),
+    ),
+    "openai-chat-stream": (
+        "openai",
+        lambda client: client.chat.completions.create(
+            model="gpt-5", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
+        ),
+    ),
+    "openai-responses-plain": (
+        "openai",
+        lambda client: client.responses.create(model="gpt-5", input="Hello"),
+    ),
+    "openai-responses-stream": (
+        "openai",
+        lambda client: client.responses.create(model="gpt-5", input="Hello", stream=True),
+    ),
+    "openai-embeddings-plain": (
+        "openai",
+        lambda client: client.embeddings.create(model="text-embedding-3-small", input=["Hello", "world"]),
+    ),
+    "anthropic-messages-plain": (
+        "anthropic",
+        lambda client: client.messages.create(model=CLAUDE, max_tokens=50, messages=MESSAGES),
+    ),
+    "anthropic-messages-stream": (
+        "anthropic",
+        lambda client: client.messages.create(model=CLAUDE, max_tokens=50, messages=MESSAGES, stream=True),
+    ),
+    "google-generate-plain": (
+        "google",
+        lambda client: client.models.generate_content(model=GEMINI, contents="Hello"),
+    ),
+    "google-generate-stream": (
+        "google",
+        lambda client: client.models.generate_content_stream(model=GEMINI, contents="Hello"),
+    ),
 }
-"""Each cassette: the SDK, and the call that is recorded in it."""
+"""Each cassette: the SDK, and the call that is recorded in it, the same for sync and async clients."""
+
+
+def call(name: str, client: Any) -> None:
+    """Make the call, and read its stream to the end."""
+    result = CALLS[name][1](client)
+    if name.endswith("-stream"):
+        for _ in result:
+            pass
+
+
+async def acall(name: str, client: Any) -> None:
+    """The same with an async client."""
+    result = await CALLS[name][1](client)
+    if name.endswith("-stream"):
+        async for _ in result:
+            pass
 
 
 def client_of(sdk: str, origin: str) -> Any:
@@ -98,6 +99,22 @@ def client_of(sdk: str, origin: str) -> Any:
             return anthropic.Anthropic(base_url=origin, api_key="none", max_retries=0)
         case _:
             return genai.Client(api_key="none", http_options={"base_url": origin})
+
+
+@asynccontextmanager
+async def async_client_of(sdk: str, origin: str, wrap: Callable[[Any], Any]) -> AsyncIterator[Any]:
+    """The SDK's async client, wrapped. Google's is a part of the sync one, which is what gets wrapped."""
+    match sdk:
+        case "openai":
+            async with wrap(openai.AsyncOpenAI(base_url=f"{origin}/v1", api_key="none", max_retries=0)) as client:
+                yield client
+        case "anthropic":
+            async with wrap(anthropic.AsyncAnthropic(base_url=origin, api_key="none", max_retries=0)) as client:
+                yield client
+        case _:
+            with wrap(client_of(sdk, origin)) as whole:
+                async with whole.aio as client:
+                    yield client
 
 
 def recorder(folder: Path, *, record_mode: str) -> vcr.VCR:
@@ -115,7 +132,7 @@ def recorder(folder: Path, *, record_mode: str) -> vcr.VCR:
 def _anonymous(request: Request) -> Request:
     uri = urlunsplit(urlsplit(request.uri)._replace(scheme="http", netloc=HOST))
     headers = {name: value for name, value in request.headers.items() if name.lower() in KEPT}
-    return Request(request.method, uri, request.body, headers)
+    return Request(request.method.upper(), uri, request.body, headers)
 
 
 def _bare(response: dict[str, Any]) -> dict[str, Any]:
@@ -127,12 +144,12 @@ def record(folder: Path = FOLDER) -> list[Path]:
     """Record every call; the files that were written."""
     folder.mkdir(exist_ok=True)
     written = []
-    for name, (sdk, call) in CALLS.items():
+    for name, (sdk, _) in CALLS.items():
         path = folder / f"{name}.yaml"
         path.unlink(missing_ok=True)
         recording = recorder(folder, record_mode="all").use_cassette(name)
         with LoopbackProvider() as provider, recording, client_of(sdk, provider.anthropic_url) as client:
-            call(client)
+            call(name, client)
         written.append(path)
     return written
 

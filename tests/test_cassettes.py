@@ -5,6 +5,7 @@ How the recordings are made: tests/recording.py. Nothing leaves the process here
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from inline_snapshot import snapshot
 from vcr.errors import CannotOverwriteExistingCassetteException
 
-from tests.recording import CALLS, FOLDER, HOST, client_of, record, recorder
+from tests.recording import CALLS, FOLDER, HOST, acall, async_client_of, call, client_of, record, recorder
 from token_meter.testing import capture
 
 DEPENDS_ON_THE_RECORDING = ("response_id",)
@@ -22,12 +23,26 @@ DEPENDS_ON_THE_RECORDING = ("response_id",)
 
 def replayed(name: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
     """The events of one recorded call. How long it took is left out: that depends on who else reads the clock."""
-    sdk, call = CALLS[name]
+    sdk, _ = CALLS[name]
     with capture(instrument=()) as captured, recorder(folder, record_mode="none").use_cassette(name) as cassette:
         with captured.meter.wrap(client_of(sdk, f"http://{HOST}")) as client:
-            call(client)
+            call(name, client)
         assert cassette.all_played
         return [replace(event, duration_ms=None).to_json() for event in captured.events]
+
+
+async def areplayed(name: str) -> list[dict[str, Any]]:
+    """The same with the async client: another transport, for Google another HTTP library (aiohttp)."""
+    with capture(instrument=()) as captured, recorder(FOLDER, record_mode="none").use_cassette(name) as cassette:
+        async with async_client_of(CALLS[name][0], f"http://{HOST}", captured.meter.wrap) as client:
+            await acall(name, client)
+        assert cassette.all_played
+        return [replace(event, duration_ms=None).to_json() for event in captured.events]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_async_client_yields_the_same_event(name: str) -> None:
+    assert asyncio.run(areplayed(name)) == replayed(name)
 
 
 def test_every_call_yields_its_event() -> None:
@@ -47,7 +62,7 @@ def test_every_call_yields_its_event() -> None:
                     "model_requested": "gpt-5",
                     "operation": "chat",
                     "price_context": {"service_tier": "default", "context_tokens": 9},
-                    "response_id": 'chatcmpl-17dfb725f6000531e000001',
+                    "response_id": "chatcmpl-17dfb725f6000531e000001",
                     "host": "provider.invalid",
                     "mode": "live",
                     "raw_usage": {
@@ -78,7 +93,7 @@ def test_every_call_yields_its_event() -> None:
                     "model_requested": "gpt-5",
                     "operation": "chat",
                     "price_context": {"service_tier": "default", "context_tokens": 9},
-                    "response_id": 'chatcmpl-9dbecc5fec000531e000001',
+                    "response_id": "chatcmpl-9dbecc5fec000531e000001",
                     "host": "provider.invalid",
                     "mode": "live",
                     "raw_usage": {
@@ -109,7 +124,7 @@ def test_every_call_yields_its_event() -> None:
                     "model_requested": "gpt-5",
                     "operation": "responses",
                     "price_context": {"service_tier": "default", "context_tokens": 2},
-                    "response_id": 'resp_c9d4dd9102000531e000002',
+                    "response_id": "resp_c9d4dd9102000531e000002",
                     "host": "provider.invalid",
                     "mode": "live",
                     "raw_usage": {
@@ -135,7 +150,7 @@ def test_every_call_yields_its_event() -> None:
                     "model_requested": "gpt-5",
                     "operation": "responses",
                     "price_context": {"service_tier": "default", "context_tokens": 2},
-                    "response_id": 'resp_cadf673305000531e000002',
+                    "response_id": "resp_cadf673305000531e000002",
                     "host": "provider.invalid",
                     "mode": "live",
                     "raw_usage": {
@@ -180,7 +195,7 @@ def test_every_call_yields_its_event() -> None:
                     "model_requested": "claude-sonnet-4-6",
                     "operation": "messages",
                     "price_context": {"service_tier": "standard", "geo": "global", "context_tokens": 9},
-                    "response_id": 'msg_013997c7aa40000531e000001',
+                    "response_id": "msg_013997c7aa40000531e000001",
                     "host": "provider.invalid",
                     "mode": "live",
                     "raw_usage": {
@@ -209,7 +224,7 @@ def test_every_call_yields_its_event() -> None:
                     "model_requested": "claude-sonnet-4-6",
                     "operation": "messages",
                     "price_context": {"service_tier": "standard", "geo": "global", "context_tokens": 9},
-                    "response_id": 'msg_0152276cc54a000531e000001',
+                    "response_id": "msg_0152276cc54a000531e000001",
                     "host": "provider.invalid",
                     "mode": "live",
                     "raw_usage": {
@@ -238,7 +253,7 @@ def test_every_call_yields_its_event() -> None:
                     "model_requested": "gemini-2.5-flash",
                     "operation": "generate_content",
                     "price_context": {"service_tier": "standard", "context_tokens": 11},
-                    "response_id": 'gem-40a3eb8a51000531e000001',
+                    "response_id": "gem-40a3eb8a51000531e000001",
                     "host": "provider.invalid",
                     "mode": "live",
                     "raw_usage": {
@@ -264,7 +279,7 @@ def test_every_call_yields_its_event() -> None:
                     "model_requested": "gemini-2.5-flash",
                     "operation": "generate_content",
                     "price_context": {"service_tier": "standard", "context_tokens": 11},
-                    "response_id": 'gem-7c2ef9f9b7000531e000001',
+                    "response_id": "gem-7c2ef9f9b7000531e000001",
                     "host": "provider.invalid",
                     "mode": "live",
                     "raw_usage": {
