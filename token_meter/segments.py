@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from token_meter.answers import completed
 from token_meter.errors import InvalidEvent, NewerSchema
 from token_meter.event import SCHEMA, MeterEvent
 from token_meter.patience import PatientLock
@@ -116,7 +115,7 @@ def to_event(document: dict[str, Any]) -> MeterEvent:
     if not isinstance(document.get("id"), str) or not document["id"]:
         raise InvalidEvent("not a meter event (no id)")
     try:
-        return MeterEvent.from_json(completed(document) if "answer" in document else document)
+        return MeterEvent.from_json(document)
     except (AttributeError, OverflowError) as error:
         raise InvalidEvent(f"not a meter event ({error!r})") from error
 
