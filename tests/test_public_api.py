@@ -176,6 +176,7 @@ def test_attribution() -> None:
             "usage": ["property"],
             "calls": ["property"],
             "add": ["self", "usage: Usage", "*", "calls: int = 1", "-> None"],
+            "add_later": ["self", "read: Callable[[], Usage]", "-> None"],
         }
     )
     assert [name for name in vars(CustomerScope) if name in ("__enter__", "__aenter__", "__call__")] == snapshot(

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from tests.providers.kit import CHAT, GENERATE, MESSAGE, MESSAGES, RESPONSE, Bench, Outcome, collect, plain
 from token_meter import Meter, Usage
+from token_meter.segments import to_event
 from token_meter.sinks import MemorySink
 from token_meter.testing.provider import LoopbackProvider
 
@@ -308,7 +309,7 @@ def events_of(folder: Path) -> list[dict[str, Any]]:
     opened = {line["id"] for line in lines if line["kind"] == "opened"}
     ended = {line["call"] for line in lines if line["kind"] in ("event", "void")}
     assert opened == ended
-    return [line for line in lines if line["kind"] == "event"]
+    return [to_event(line).to_json() for line in lines if line["kind"] == "event"]
 
 
 def test_a_stream_inherited_by_a_fork_is_left_to_the_parent(tmp_path: Path) -> None:

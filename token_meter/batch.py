@@ -128,7 +128,7 @@ class BatchReader:
         document: dict[str, Any] = {}
         try:
             if line.raw is not None:
-                document = decode(line.raw) if line.raw.strip() else {}
+                document = decode(line.raw) if _may_count(line.raw) else {}
                 if document.get("kind") == "event":
                     batch.events.append(to_event(document))
                     batch.bytes += len(line.raw)
@@ -138,3 +138,11 @@ class BatchReader:
             batch.unreadable.append(unreadable(name, line.end, raw=line.raw, reason=str(invalid)))
         position.offset, position.skipping = line.end, line.skipping
         position.done = document.get("kind") == "sealed"
+
+
+def _may_count(raw: bytes) -> bool:
+    """False for an empty line and for a call that began: what is said there matters only to recovery."""
+    return not raw.startswith(_OPENED) and bool(raw.strip())
+
+
+_OPENED: Final = b'{"kind":"opened"'

@@ -36,7 +36,7 @@ class Tally:
     __slots__ = ("_added", "_calls", "_corrections", "_lock", "_usage")
 
     def __init__(self) -> None:
-        self._added: deque[tuple[Usage, int]] = deque()
+        self._added: deque[tuple[Usage | Callable[[], Usage], int]] = deque()
         self._corrections: deque[tuple[Usage, Usage]] = deque()
         self._lock = threading.Lock()
         self._usage = Usage()
@@ -59,6 +59,14 @@ class Tally:
     def add(self, usage: Usage, *, calls: int = 1) -> None:
         """Count one ended call."""
         self._added.append((usage, calls))
+        self._bound()
+
+    def add_later(self, read: Callable[[], Usage]) -> None:
+        """Count one ended call whose usage is read when somebody asks."""
+        self._added.append((read, 1))
+        self._bound()
+
+    def _bound(self) -> None:
         if len(self._added) > _ADDED_MAX and self._lock.acquire(blocking=False):
             try:
                 self._sum_up()
@@ -72,8 +80,8 @@ class Tally:
     def _sum_up(self) -> None:
         corrections = len(self._corrections)  # looked at first: what they correct was added before
         while self._added:
-            usage, calls = self._added.popleft()
-            self._usage = self._usage + usage
+            added, calls = self._added.popleft()
+            self._usage = self._usage + (added if isinstance(added, Usage) else added())
             self._calls += calls
         for _ in range(corrections):
             was, now = self._corrections.popleft()
@@ -84,7 +92,7 @@ class Tally:
         return f"Tally(calls={self.calls}, usage={self.usage!r})"
 
 
-_ADDED_MAX: Final = 64
+_ADDED_MAX: Final = 256
 """So many calls wait to be summed up; then one that adds does it."""
 
 

@@ -74,6 +74,8 @@ class Journal:
         self._closed = False
         self.on_begin: Callable[[], object] | None = None
         """Called when this process begins a segment, after a fork too: that is when a reporter is needed."""
+        self.on_maintain: Callable[[], object] | None = None
+        """What else may be done away from the callers' threads."""
         self._begin()
         tell_after_fork(self)
 
@@ -180,6 +182,8 @@ class Journal:
             if not self._writer.pending:
                 break
         self._settle()
+        if self.on_maintain is not None:
+            self._run("maintain", self.on_maintain)
 
     def close(self) -> None:
         """Seal the segment and let go of it.
@@ -285,10 +289,10 @@ class Journal:
             if what != BEGUN:
                 self._problems.record(what, error)
             elif self.on_begin is not None:
-                self._begun(self.on_begin)
+                self._run("start the reporter", self.on_begin)
 
-    def _begun(self, on_begin: Callable[[], object]) -> None:
+    def _run(self, what: str, action: Callable[[], object]) -> None:
         try:
-            on_begin()
+            action()
         except Exception as error:  # noqa: BLE001 - D3: told, never raised into a model call
-            self._problems.record("start the reporter", error)
+            self._problems.record(what, error)

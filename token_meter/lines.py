@@ -79,6 +79,14 @@ def event(call: Call, reading: Reading, *, id: str, at: str, duration_ms: int) -
     return (text + "}\n").encode()
 
 
+def answered(call: Call, excerpt: str, *, at: str, duration_ms: int) -> bytes:
+    """The line of an answer that is written as it came: `answers.completed` makes the event of it."""
+    return (
+        f'{{"kind":"event","call":"{call.id}","schema":{SCHEMA},"id":"{call.id}","time":"{at}","meter":"llm_tokens",'
+        f'{call.static},"duration_ms":{duration_ms},"dialect":"{call.endpoint.dialect}","answer":{excerpt}}}\n'
+    ).encode()
+
+
 def void(call: Call, reason: str) -> bytes:
     """The line of a call that ended and billed nothing."""
     return f'{{"kind":"void","call":"{call.id}","reason":{_quoted(reason)}}}\n'.encode()

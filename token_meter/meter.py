@@ -85,6 +85,9 @@ class Meter:
             mode="test" if os.environ.get("TOKEN_METER_MODE") == "test" else "live",
             estimates=self._estimates,
         )
+        if self._journal is not None:
+            catch_up = weakref.WeakMethod(self._recorder.catch_up)
+            self._journal.on_maintain = lambda: (alive := catch_up()) and alive()
         self._recorder.allow_include_usage(*os.environ.get("TOKEN_METER_INCLUDE_USAGE_HOSTS", "").split(","))
         self._started = False
         self._undo: list[Undo] = []

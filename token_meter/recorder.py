@@ -5,10 +5,11 @@ Nothing here raises into the caller's model call (D3): a failure is a counted pr
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from token_meter import lines
+from token_meter.answers import Answer
 from token_meter.clock import SYSTEM, Clock, Stamps
 from token_meter.context import CURRENT, NOBODY, Attribution, Tally
 from token_meter.providers.base import Call, Endpoint, Reading
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 OBJECTS_MAX: Final = 10_000
 """So many objects that are read more than once are remembered; the sinks know the others by their id."""
+
+
+UNREAD_MAX: Final = 4096
+"""So many answers wait to be read when no reporter runs; then each call reads an old one."""
 
 
 class Lines(Protocol):
@@ -46,7 +51,8 @@ class CallRecorder:
         estimates: Estimates | None = None,
     ) -> None:
         self.clock = clock
-        self.counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._unread: deque[Answer] = deque()
         self._journal = journal
         self._owner = owner  # a wrapped client keeps its Meter alive through this
         self._wake = wake
@@ -97,6 +103,29 @@ class CallRecorder:
         """Hosts (`name`, `name:port` or a `*` pattern) that accept `include_usage` beside those known to."""
         named = [host.strip().lower() for host in hosts]
         self._include_usage = tuple(dict.fromkeys((*self._include_usage, *(name for name in named if name))))
+
+    def answered(self, call: Call, excerpt: str) -> None:
+        """Write down what a plain answer said; it is read when somebody wants to know."""
+        try:
+            call.ended = True
+            duration = max(0, int((self.clock.monotonic() - call.began) * 1000))
+            line = lines.answered(call, excerpt, at=self.stamp(), duration_ms=duration)
+            self._journal.ended(call.id, line)
+            answer = Answer(call.endpoint.read, excerpt)
+            who = call.attribution
+            for tally in who.tallies:
+                tally.add_later(answer.usage)
+            self._unread.append(answer)
+            if len(self._unread) > UNREAD_MAX:
+                self.catch_up(at_most=1)
+            self._counts["events"] += 1
+            if who.customer is None:
+                self._notable("complete", None, ())
+            if self._asleep:
+                self._asleep = False
+                self._wake()
+        except Exception as error:  # noqa: BLE001 - D3
+            self.problem("record", error)
 
     def record(self, call: Call, readings: list[Reading]) -> None:
         """Write the events of a call that ended, then let the tallies know."""
@@ -158,10 +187,26 @@ class CallRecorder:
             return
         for tally in tallies:
             tally.add(usage)
-        self.counts["events"] += 1
+        self._counts["events"] += 1
         self._notable(document["status"], document.get("customer"), document.get("anomalies"))
         self._asleep = False
         self._wake()
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many events there were, and how many of each kind that a human may have to look at."""
+        self.catch_up()
+        return self._counts
+
+    def catch_up(self, *, at_most: int | None = None) -> None:
+        """Read the answers that were only written down: what they say may be odd. The reporter's thread does it too."""
+        for _ in range(len(self._unread) if at_most is None else at_most):
+            try:
+                reading = self._unread.popleft().reading()
+            except IndexError:
+                return
+            if reading.anomalies:
+                self._notable(reading.status, "", reading.anomalies)
 
     def stamp(self) -> str:
         """The time now, as it stands in events."""
@@ -206,7 +251,7 @@ class CallRecorder:
             if reading.object_id is not None:
                 id = _derived_id(call, reading.object_id, reading.model)
             written.append(lines.event(call, reading, id=id, at=at, duration_ms=duration))
-        self.counts["events"] += len(written)
+        self._counts["events"] += len(written)
         return written[0] if len(written) == 1 else b"".join(written)
 
     def _is_news(self, call: Call, reading: Reading) -> bool:
@@ -224,7 +269,7 @@ class CallRecorder:
         return True
 
     def _notable(self, status: str, customer: str | None, anomalies: Any) -> None:
-        counts = self.counts
+        counts = self._counts
         if status != "complete":
             counts["deferred" if "deferred" in (anomalies or ()) else status] += 1
         if anomalies:
@@ -241,7 +286,8 @@ class CallRecorder:
 
 
 def _tell(tallies: tuple[Tally, ...], readings: list[Reading]) -> None:
-    total = sum((reading.usage for reading in readings if reading.usage), Usage())
+    told = [reading.usage for reading in readings if reading.usage]
+    total = told[0] if len(told) == 1 else sum(told, Usage())
     for tally in tallies:
         tally.add(total)
 

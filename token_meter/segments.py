@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from token_meter.answers import completed
 from token_meter.errors import InvalidEvent, NewerSchema
 from token_meter.event import SCHEMA, MeterEvent
 from token_meter.patience import PatientLock
@@ -92,7 +93,7 @@ def read_lines(
 def decode(raw: bytes) -> dict[str, Any]:
     """The object in a line. Raises InvalidEvent for what is no line of ours, NewerSchema for a later version."""
     try:
-        document = json.loads(raw)
+        document = json.loads(raw.decode())  # the json module would guess the encoding of bytes
         if b"\\u" in raw:
             # Half of a surrogate pair is valid JSON that no database or wire format can carry.
             json.dumps(document, ensure_ascii=False).encode()
@@ -115,7 +116,7 @@ def to_event(document: dict[str, Any]) -> MeterEvent:
     if not isinstance(document.get("id"), str) or not document["id"]:
         raise InvalidEvent("not a meter event (no id)")
     try:
-        return MeterEvent.from_json(document)
+        return MeterEvent.from_json(completed(document) if "answer" in document else document)
     except (AttributeError, OverflowError) as error:
         raise InvalidEvent(f"not a meter event ({error!r})") from error
 

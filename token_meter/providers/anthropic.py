@@ -132,7 +132,9 @@ class MessageFold(Fold):
 
 _TEXT: Final = re.compile(rb'"(?:text|thinking|partial_json)":\s*"((?:[^"\\]|\\.)*)"')
 
-MESSAGES: Final = Endpoint("messages", read_message, MessageFold, ("id", "model", "usage"), "content")
+MESSAGES: Final = Endpoint(
+    "messages", read_message, MessageFold, ("id", "model", "usage"), "content", dialect="anthropic"
+)
 
 POSTS: Final = {"messages": MESSAGES}
 

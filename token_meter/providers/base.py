@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeGuard
 
 from token_meter.context import Attribution
@@ -94,7 +95,8 @@ class Endpoint(NamedTuple):
 
     `fields` are the top-level fields wanted, `bulky` the one with the content, which is read around. `estimates` says
     whether missing counts can be estimated from text, `injects_usage` marks the endpoints that take
-    `stream_options.include_usage`.
+    `stream_options.include_usage`. `dialect` is the name by which `answers` finds `read` again, where an answer whose
+    counts stand alone at its end may be written down as it came.
     """
 
     operation: str
@@ -104,6 +106,7 @@ class Endpoint(NamedTuple):
     bulky: str = ""
     estimates: bool = True
     injects_usage: bool = False
+    dialect: str = ""
 
 
 class Host(NamedTuple):
@@ -163,6 +166,8 @@ class Recorder(Protocol):
     ) -> Call: ...
 
     def accepts_include_usage(self, host: str) -> bool: ...
+
+    def answered(self, call: Call, excerpt: str) -> None: ...
 
     def record(self, call: Call, readings: list[Reading]) -> None: ...
 
@@ -231,7 +236,7 @@ _RAW_TEXT_MAX: Final = 64
 _RAW_DEPTH_MAX: Final = 6
 
 
-_ENUMS: Final = frozenset({
+ENUMS: Final = frozenset({
     "inference_geo", "modality", "model", "serviceTier", "service_tier", "speed", "status", "trafficType", "ttl",
     "type",
 })  # fmt: skip
@@ -246,11 +251,11 @@ def raw_numbers(value: Any, name: str = "", depth: int = 0) -> Any:
     if kind is float:
         return value if math.isfinite(value) else None  # JSON has no other
     if kind is str:
-        return value if name in _ENUMS and _is_word(value) else None
+        return value if name in ENUMS and is_word(value) else None
     if depth >= _RAW_DEPTH_MAX:
         return None
     if isinstance(value, dict):
-        kept = {key: raw_numbers(each, key, depth + 1) for key, each in list(value.items())[:64] if _is_word(key)}
+        kept = {key: raw_numbers(each, key, depth + 1) for key, each in list(value.items())[:64] if is_word(key)}
         return {key: each for key, each in kept.items() if each is not None}
     if kind is list:
         items = [raw_numbers(each, name, depth + 1) for each in value[:16]]
@@ -258,9 +263,11 @@ def raw_numbers(value: Any, name: str = "", depth: int = 0) -> Any:
     return None
 
 
+def is_word(text: str) -> bool:
+    """Whether a text is an id or an enum: short, ASCII, no spaces."""
+    return len(text) <= _RAW_TEXT_MAX and _is_word(text)
+
+
+@lru_cache(maxsize=4096)
 def _is_word(text: str) -> bool:
-    return (
-        len(text) <= _RAW_TEXT_MAX
-        and text.isascii()
-        and text.replace("-", "").replace("_", "").replace(".", "").isalnum()
-    )
+    return text.isascii() and text.replace("-", "").replace("_", "").replace(".", "").isalnum()

@@ -7,9 +7,11 @@ object is walked with `bytes.find`, and only wanted values are decoded.
 from __future__ import annotations
 
 import json
+import re
+from functools import lru_cache
 from typing import Any, Final
 
-from token_meter.providers.base import Body
+from token_meter.providers.base import ENUMS, Body, is_word, tells_counts
 
 WHOLE_BYTES_MAX: Final = 64 * 1024
 """Bodies up to this size are parsed whole: faster than walking them."""
@@ -37,8 +39,8 @@ def fields_of(body: bytes | str, wanted: tuple[str, ...], *, bulky: str = "") ->
         raw = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
         return _walk(raw, frozenset(name.encode() for name in wanted))
     if bulky:
-        text = body if isinstance(body, str) else body.decode(errors="ignore")
-        if (around := _around(text, wanted, bulky)) is not None:
+        raw = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
+        if (around := _around(raw, *_keys(wanted, bulky))) is not None:
             return around
     try:
         document = json.loads(body)
@@ -47,44 +49,125 @@ def fields_of(body: bytes | str, wanted: tuple[str, ...], *, bulky: str = "") ->
     return document if isinstance(document, dict) else None
 
 
-def _around(text: str, wanted: tuple[str, ...], bulky: str) -> Body | None:
-    """The fields before the bulky one and from `usage` on, or None unless they are surely top-level and complete.
+def excerpt(body: bytes, wanted: tuple[str, ...], content: str) -> str | None:
+    """What stands before the field `content` and from `usage` on, as the text of one JSON object; else None.
 
-    What stands before the key `bulky` parses as an object when one brace is added only if no other bracket is open
-    there, and what follows the key `usage` likewise; inside a string neither key can stand unescaped. A wanted name
-    that occurs in between sends the body to the full parser, and so do braces that do not match (it was cut off).
+    For an answer of the plain form only: nothing but ids, enum words and numbers stands there. Nothing is parsed: with
+    its digits taken out, what follows the content looks the same in one answer as in the next, so it is enough to
+    have read one of each look.
     """
-    at = text.find(f'"{bulky}"')
-    last = text.rfind('"usage"')
-    start = last + 7
-    while text[start : start + 1] in _GAP and start < len(text):
-        start += 1
-    if at < 0 or last < at or text[start : start + 1] != "{":
+    key, others = _keys(wanted, content)
+    at, last = body.find(key), body.rfind(_USAGE_BLOCK)
+    tail = body[last:].rstrip()
+    if not 0 < at < last or len(tail) > EXCERPT_BYTES_MAX or _HEAD.fullmatch(body, 0, at) is None:
+        return None
+    look = tail.translate(None, b"0123456789")
+    plain = _looks.get(look)
+    if plain is None:
+        plain = _remember(look, is_plain=_is_plain(tail))
+    if not plain:
+        return None
+    text = body[:at] + tail
+    for name in others:
+        if name not in text and body.rfind(name, at, last) >= 0:
+            return None
+    return text.decode()
+
+
+EXCERPT_BYTES_MAX: Final = 2048
+_LOOKS_MAX: Final = 1024
+_USAGE_BLOCK: Final = b'"usage":{'
+_HEAD: Final = re.compile(
+    rb'\{(?:"(?:id|object|created|model|type|role|service_tier|system_fingerprint)":'
+    rb'(?:"[\w.:/@-]{0,200}"|[0-9]{1,15}|null),){1,16}'
+)
+_AFTER: Final = frozenset({"service_tier", "system_fingerprint"})
+_looks: Final[dict[bytes, bool]] = {}
+
+
+def _remember(look: bytes, *, is_plain: bool) -> bool:
+    if len(_looks) >= _LOOKS_MAX:
+        _looks.clear()
+    _looks[look] = is_plain
+    return is_plain
+
+
+def _is_plain(tail: bytes) -> bool:
+    """Whether nothing but the usage block and a few words follows, and the block holds nothing but counts and words."""
+    try:
+        after = json.loads(b"{" + tail)
+    except (ValueError, RecursionError):
+        return False
+    usage = after.pop("usage")
+    return (
+        b"\n" not in tail
+        and b"\r" not in tail
+        and tells_counts(usage)
+        and all(_is_count_or_word(value, name, 0) for name, value in usage.items())
+        and all(name in _AFTER and (value is None or _is_enum(value)) for name, value in after.items())
+    )
+
+
+def _is_count_or_word(value: Any, name: str, depth: int) -> bool:
+    if value is None or type(value) is int:
+        return is_word(name)
+    if type(value) is str:
+        return name in ENUMS and is_word(value)
+    if type(value) is dict and depth == 0:
+        return is_word(name) and all(_is_count_or_word(each, inner, 1) for inner, each in value.items())
+    return False
+
+
+def _is_enum(value: Any) -> bool:
+    return type(value) is str and is_word(value)
+
+
+def _around(body: bytes, content: bytes, others: tuple[bytes, ...]) -> Body | None:
+    """The fields before the key `content` and from the key `usage` on, or None unless they are surely top-level.
+
+    Both pieces together parse as one object only if no bracket of the one is left to the other, and then what stands
+    in between is closed in itself if its braces match (else the body was cut off); inside a string neither key can
+    stand unescaped. A wanted name that occurs in between only sends the body to the full parser.
+    """
+    at, last = body.find(content), body.rfind(_USAGE)
+    if not 0 <= at < last:
         return None
     try:
-        head = text[:at].strip(" \t\r\n,") + "}"
-        document, whole = _raw_decode(head)
-        usage, end = _raw_decode(text, start)
-        tail = "{" + text[end:].lstrip(" \t\r\n,").rstrip()
-        rest, also_whole = _raw_decode(tail) if tail != "{}" else ({}, 2)
-        if whole != len(head) or also_whole != len(tail) or not isinstance(usage, dict):
-            return None
-        document.update(rest)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        tail = body[last + len(_USAGE) :].decode()
+        start = tail.index("{")
+        block, end = _scan(tail, start)
+        head = body[:at].decode().rstrip(_COMMA)
+        rest = tail[end:].lstrip(_SPACES)
+        if head[-1:] == "{" and rest[:1] == ",":
+            rest = rest[1:]
+        text = head + rest
+        begin = text.index("{")
+        document, stop = _scan(text, begin)
+    except (ValueError, StopIteration, RecursionError):
         return None
-    if text.count("{") != text.count("}"):
+    if tail[:start].strip(_SPACES) != ":" or text[:begin].strip(_SPACES) or text[stop:].strip(_SPACES):
         return None
-    for name in wanted:
-        if name != "usage" and text.find(f'"{name}"', at, last) >= 0:
+    if body.count(b"{") != body.count(b"}"):
+        return None
+    for name in others:
+        if body.rfind(name, at, last) >= 0:  # from the back: measured at half the time of a forward search
             return None
-    quoted = Quoted(usage)
-    quoted.text = text[start:end]
+    quoted = Quoted(block)
+    quoted.text = tail[start:end]
     document["usage"] = quoted
     return document  # type: ignore[no-any-return]
 
 
-_GAP: Final = frozenset(": \t\r\n")
-_raw_decode: Final = json.JSONDecoder().raw_decode
+@lru_cache(maxsize=64)
+def _keys(wanted: tuple[str, ...], content: str) -> tuple[bytes, tuple[bytes, ...]]:
+    """The names as they stand in JSON: that of the content, and those that are wanted beside the usage."""
+    return f'"{content}"'.encode(), tuple(f'"{name}"'.encode() for name in wanted if name != "usage")
+
+
+_USAGE: Final = b'"usage"'
+_SPACES: Final = " \t\r\n"
+_COMMA: Final = _SPACES + ","
+_scan: Final = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 def _walk(body: bytes, wanted: frozenset[bytes]) -> Body | None:

@@ -20,7 +20,7 @@ from token_meter.providers.base import Call, Endpoint, Recorder, mapping, text
 from token_meter.providers.failures import may_have_been_billed, was_refused
 from token_meter.providers.hops import carry_hops
 from token_meter.providers.hosts import host_named
-from token_meter.providers.settle import read_body
+from token_meter.providers.settle import take_body
 from token_meter.providers.stream import BodyTap, Hide, Tap, framer_for, tee
 
 MARK: Final = "token_meter"
@@ -108,7 +108,7 @@ def _count(vendor: Vendor, call: Call, kwargs: dict[str, Any], *, is_async: bool
     response = kwargs["response"]
     call.sent = response.request
     if response.is_stream_consumed or response.is_closed:
-        call.recorder.record(call, read_body(call, response.content))
+        take_body(call, response.content)
         return
     content_type = response.headers.get("content-type", "")
     if "json" in content_type or ("event-stream" not in content_type and not kwargs.get("stream")):

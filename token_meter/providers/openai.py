@@ -375,9 +375,11 @@ class LastUsageFold(Fold):
 def _usage_block(document: Body) -> tuple[Body | None, list[str]]:
     """The usage block, or None: absent, null, or (an anomaly) something that tells no counts."""
     usage = document.get("usage")
-    for block in (usage, mapping(document.get("x_groq")).get("usage")):
-        if tells_counts(block):
-            return block, []
+    if tells_counts(usage):
+        return usage, []
+    routed = mapping(document.get("x_groq")).get("usage")
+    if tells_counts(routed):
+        return routed, []
     return None, ([] if usage is None else ["unreadable_usage"])
 
 
@@ -419,9 +421,11 @@ _LIFECYCLE_FIELDS: Final = ("id", "model", "service_tier", "usage", "background"
 _RESPONSE_FIELDS: Final = (*_LIFECYCLE_FIELDS, "output", "tools", "tool_usage")
 _SHORT_FIELDS: Final = ("id", "model", "usage")
 
-CHAT: Final = Endpoint("chat", read_completion, CompletionFold, _COMPLETION_FIELDS, "choices", injects_usage=True)
+CHAT: Final = Endpoint(
+    "chat", read_completion, CompletionFold, _COMPLETION_FIELDS, "choices", injects_usage=True, dialect="openai"
+)
 COMPLETIONS: Final = Endpoint(
-    "completions", read_completion, CompletionFold, _COMPLETION_FIELDS, "choices", injects_usage=True
+    "completions", read_completion, CompletionFold, _COMPLETION_FIELDS, "choices", injects_usage=True, dialect="openai"
 )
 RESPONSES: Final = Endpoint("responses", read_response, ResponseFold, _RESPONSE_FIELDS)
 RESPONSES_AGAIN: Final = Endpoint("responses", read_again, ResponseFold, _RESPONSE_FIELDS, estimates=False)

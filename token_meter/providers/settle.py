@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from token_meter.providers.base import Call, Fold, Reading
-from token_meter.providers.body import fields_of
+from token_meter.providers.body import excerpt, fields_of
 from token_meter.providers.estimate import ESTIMATOR, estimate, sent_bytes, text_bytes
 from token_meter.providers.tokeniser import recount_of
+
+
+def take_body(call: Call, body: bytes) -> None:
+    """A whole JSON answer: one of the plain form is written as it came and read later, any other is read now."""
+    endpoint = call.endpoint
+    plain = excerpt(body, endpoint.fields, endpoint.bulky) if endpoint.dialect else None
+    if plain is not None:
+        call.recorder.answered(call, plain)
+    else:
+        call.recorder.record(call, read_body(call, body))
 
 
 def read_body(call: Call, body: bytes | str) -> list[Reading]:

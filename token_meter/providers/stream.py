@@ -145,9 +145,9 @@ class Tap:
 
 # Visible output is measured for the case that no counts come: in each of the first pieces, then in a sample.
 _EACH_UNTIL: Final = 8
-_OFTEN_UNTIL: Final = 64
+_OFTEN_UNTIL: Final = 32
 _OFTEN: Final = 3
-_SELDOM: Final = 15
+_SELDOM: Final = 31
 _STYLE_BYTES: Final = 256
 
 
@@ -266,6 +266,11 @@ def _pieces(decoded: Any) -> list[bytes]:
     return [decoded] if isinstance(decoded, bytes) else list(decoded)
 
 
+def _is_let_go() -> bool:
+    """Whether a generator of the SDK closes the body because it is collected itself: a finaliser takes no lock."""
+    return isinstance(sys.exception(), GeneratorExit)
+
+
 class _SyncTee(_Tee):
     def __iter__(self) -> Iterator[bytes]:
         tap = self._tap
@@ -285,7 +290,7 @@ class _SyncTee(_Tee):
         tap.settle("ended")
 
     def close(self) -> None:
-        self._tap.settle("closed")
+        self._tap.settle("closed", later=_is_let_go())
         self._inner.close()
 
 
@@ -308,7 +313,7 @@ class _AsyncTee(_Tee):
         tap.settle("ended")
 
     async def aclose(self) -> None:
-        self._tap.settle("closed")
+        self._tap.settle("closed", later=_is_let_go())
         await self._inner.aclose()
 
 
