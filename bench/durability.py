@@ -181,6 +181,7 @@ def main() -> int:
     chosen = parser.parse_args()
     chance = random.Random(chosen.seed)
     print(f"{chosen.repeat} repetitions of {chosen.calls} calls each, seed {chosen.seed}")
+    print("calls: requests that reached the provider; flagged: no whole answer was seen, or killed just before sending")
     print(f"{'how it ended':20} {'calls':>6} {'complete':>9} {'flagged':>8} {'lost':>5} {'twice':>6} {'seconds':>8}")
     failures = 0
     with stage() as (provider, launcher):
