@@ -4,7 +4,8 @@
 
 Answers come from an in-process transport, prepared beforehand. Bare and metered calls alternate in small blocks; the
 figure is the median of the differences, in CPU time of the caller's thread, with the journal on and delivering. The
-first line measures bare against bare: that is the noise. Targets stand in the last column.
+first line measures bare against bare: that is the noise. Rows named `floor` stand for the least that any wrapper costs:
+one that only appends what it saw to a list in memory. Targets stand in the last column.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,30 @@ def sync_client() -> openai.OpenAI:
 def async_client() -> openai.AsyncOpenAI:
     transport = httpx2.MockTransport(answer_async)
     return openai.AsyncOpenAI(api_key="none", http_client=httpx2.AsyncClient(transport=transport), max_retries=0)
+
+
+def floor_client() -> Any:
+    """A client whose answers and chunks are looked at and remembered, nothing more."""
+    client = sync_client()
+    inner: Any = client.chat.completions.create
+    seen: deque[Any] = deque(maxlen=1000)
+
+    def create(**asked: Any) -> Any:
+        answer = inner(**asked)
+        if asked.get("stream"):
+            return passed(answer)
+        seen.append(answer.usage)
+        return answer
+
+    def passed(chunks: Any) -> Iterator[Any]:
+        for chunk in chunks:
+            if chunk.usage is not None:
+                seen.append(chunk.usage)
+            yield chunk
+
+    completions: Any = client.chat.completions
+    completions.create = create
+    return client
 
 
 class Nothing:
@@ -268,7 +294,9 @@ def _calls(meter: Meter, *, rounds: int, scale: int) -> None:
     bare_async, metered_async = async_client(), meter.wrap(async_client())
     rows: tuple[tuple[str, Callable[[Any, int], float], Any, Any, int, str], ...] = (
         ("bare against bare", chat, bare, sync_client(), 100, "noise"),
+        ("chat call, floor", chat, bare, floor_client(), 100, ""),
         ("chat call", chat, bare, metered, 100, "<= 30 us"),
+        ("stream chunk, floor", stream, bare, floor_client(), 5, ""),
         ("stream chunk", stream, bare, metered, 5, "<= 1 us"),
         ("stream chunk, injected", injected, bare, metered, 5, "<= 1 us"),
         ("first chunk", first_chunk, bare, metered, 50, "not delayed"),

@@ -39,7 +39,7 @@ async def run(meter: Meter, provider: LoopbackProvider) -> None:
 
 
 def main() -> None:
-    with LoopbackProvider() as provider, Meter("usage.db") as meter:
+    with LoopbackProvider() as provider, Meter("async_app.db") as meter:
         asyncio.run(run(meter, provider))
 
         print("\nin the ledger:")

@@ -18,7 +18,7 @@ from token_meter.testing import LoopbackProvider
 
 
 def main() -> None:
-    with LoopbackProvider() as provider, Meter("usage.db") as meter:
+    with LoopbackProvider() as provider, Meter("decorator.db") as meter:
         meter.allow_include_usage("127.0.0.1:*")
         client = meter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="none"))
         async_client = meter.wrap(openai.AsyncOpenAI(base_url=provider.openai_url, api_key="none"))

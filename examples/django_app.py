@@ -65,7 +65,7 @@ def configure() -> None:
 def main() -> None:
     global meter, chat
     configure()
-    with LoopbackProvider() as provider, Meter("usage.db", dimensions=["route"]) as meter:
+    with LoopbackProvider() as provider, Meter("django_app.db", dimensions=["route"]) as meter:
         meter.allow_include_usage("127.0.0.1:*")
         chat = meter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="none"))
 

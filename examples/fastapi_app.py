@@ -74,7 +74,7 @@ def make_app(meter: Meter, base_url: str) -> FastAPI:
 
 
 def main() -> None:
-    with LoopbackProvider() as provider, Meter("usage.db", dimensions=["route"]) as meter:
+    with LoopbackProvider() as provider, Meter("fastapi_app.db", dimensions=["route"]) as meter:
         with TestClient(make_app(meter, provider.openai_url)) as web:
             for customer, path in (("acme", "/ask"), ("acme", "/stream"), ("globex", "/ask-sync")):
                 answer = web.post(path, params={"question": "Where is it?"}, headers={"X-Customer": customer})

@@ -45,7 +45,7 @@ def make_app(meter: Meter, chat: openai.OpenAI) -> Flask:
 
 
 def main() -> None:
-    with LoopbackProvider() as provider, Meter("usage.db", dimensions=["route"]) as meter:
+    with LoopbackProvider() as provider, Meter("flask_app.db", dimensions=["route"]) as meter:
         meter.allow_include_usage("127.0.0.1:*")
         chat = meter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="none"))
         web = make_app(meter, chat).test_client()

@@ -30,7 +30,7 @@ class SomebodysChatbot:
 
 
 def main() -> None:
-    with LoopbackProvider() as provider, Meter("usage.db") as meter:
+    with LoopbackProvider() as provider, Meter("instrument_libraries.db") as meter:
         chatbot = SomebodysChatbot(provider)
 
         with meter.instrument("openai", "google"), meter.customer("acme"):

@@ -13,7 +13,7 @@ from token_meter import Meter, Usage
 
 
 def main() -> None:
-    with Meter("usage.db") as meter:
+    with Meter("manual_record.db") as meter:
         with meter.customer("acme", feature="rank"):
             meter.record(Usage(input=812, output=40), model="llama-3.3-70b", provider="our-gpu", operation="chat")
 

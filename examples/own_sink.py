@@ -93,7 +93,7 @@ def main() -> None:
     service = BillingService()
     with (
         service,
-        Meter("usage.db", BillingSink(service.url, api_key="none"), JsonlSink("audit.jsonl")) as meter,
+        Meter("own_sink.db", BillingSink(service.url, api_key="none"), JsonlSink("own_sink.jsonl")) as meter,
     ):
         meter.record(Usage(input=812, cache_read=3000, output=40), model="gpt-5", customer="acme")
         meter.record(Usage(input=20, output=5), model="gpt-5", customer="globex")

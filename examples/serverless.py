@@ -35,7 +35,7 @@ def make_handler(meter: Meter, client: openai.OpenAI) -> Any:
 
 
 def main() -> None:
-    with LoopbackProvider() as provider, Meter("usage.db") as meter:
+    with LoopbackProvider() as provider, Meter("serverless.db") as meter:
         client = meter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="none"))
         handler = make_handler(meter, client)
 

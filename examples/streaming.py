@@ -22,7 +22,7 @@ QUESTION = [{"role": "user", "content": "Tell me everything about parcels."}]
 
 
 def main() -> None:
-    with LoopbackProvider() as provider, Meter("usage.db") as meter:
+    with LoopbackProvider() as provider, Meter("streaming.db") as meter:
         meter.allow_include_usage("127.0.0.1:*")  # api.openai.com and many others are known; this host is not
         chat = meter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="none"))
         claude = meter.wrap(anthropic.Anthropic(base_url=provider.anthropic_url, api_key="none"))

@@ -18,7 +18,7 @@ from token_meter.testing import LoopbackProvider
 
 
 def main() -> None:
-    with LoopbackProvider() as provider, Meter("usage.db") as meter:
+    with LoopbackProvider() as provider, Meter("threads.db") as meter:
         client = meter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="none"))
         bound = meter.wrap(client, customer="globex", way="bound client")
 

@@ -32,7 +32,7 @@ class Job:
 
 def work(jobs: list[Job], base_url: str) -> None:
     """One worker process: ordinary code, and three lines that meter it."""
-    meter = Meter("usage.db")
+    meter = Meter("worker.db")
     client = meter.wrap(openai.OpenAI(base_url=base_url, api_key="none", max_retries=0))
 
     @meter.customer(from_=lambda job: job.customer, feature="jobs")
@@ -65,7 +65,7 @@ def main() -> None:
         healthy.join()
         print(f"workers left with {healthy.exitcode} and {doomed.exitcode}")
 
-    with Meter("usage.db") as meter:  # the next start, whoever it is
+    with Meter("worker.db") as meter:  # the next start, whoever it is
         for event in sorted(meter.events(), key=lambda each: each.customer or ""):
             print(f"{event.customer:8} {event.status:10} {event.usage!r:28} {', '.join(event.anomalies)}")
 

@@ -32,14 +32,20 @@ def test_every_example_is_in_the_list() -> None:
     assert sorted(path.stem for path in (ROOT / "examples").glob("*.py")) == sorted(EXAMPLES)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all, as for a reader who tries one example after another: none may find what another left."""
+    return tmp_path_factory.mktemp("examples")
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_example_prints_what_it_promises(name: str, tmp_path: Path) -> None:
+def test_example_prints_what_it_promises(name: str, folder: Path) -> None:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TOKEN_METER_", "OPENAI_"))}
 
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-W", "ignore:Inheritance class AiohttpClientSession:DeprecationWarning",
          str(ROOT / "examples" / f"{name}.py")],
-        cwd=tmp_path, env={**inherited, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
+        cwd=folder, env={**inherited, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
 
     assert ran.returncode == 0, ran.stderr
