@@ -296,6 +296,18 @@ def test_an_unreadable_opened_line_is_reported(folder):
     assert [kind["what"] for kind in read_problems(folder)] == ["an opened line that makes no event"]
 
 
+@pytest.mark.parametrize("damaged", [
+    opened("a")[:-40], opened("a")[:-2] + b"\0\0", opened("a")[:-30] + event("a")[:-1], opened("a")[:-1] + event("a")[:-1],
+    opened("a", dimensions={"feature": "chat"})[:-2],
+])  # fmt: skip
+def test_a_damaged_opened_line_is_kept_in_quarantine(folder, damaged):
+    """Its call cannot be recovered, and an event may have run into it: this is the only trace of both."""
+    put_segment(folder, HEADER + damaged + b"\n" + opened("b") + event("b") + SEALED)
+
+    assert deliver(folder) == (["b"], [])
+    assert [entry["line"].encode() for entry in read_quarantine(folder, "list")] == [damaged]
+
+
 def test_half_a_surrogate_pair_is_refused_before_it_can_stop_a_sink(folder):
     put_segment(folder, HEADER + event("a", customer="\ud800") + event("b", customer="\U0001f600") + SEALED)
 

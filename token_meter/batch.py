@@ -141,8 +141,14 @@ class BatchReader:
 
 
 def _may_count(raw: bytes) -> bool:
-    """False for an empty line and for a call that began: what is said there matters only to recovery."""
-    return not raw.startswith(_OPENED) and bool(raw.strip())
+    """False for an empty line and for a call that began: what is said there matters only to recovery.
+
+    One that was cut off, or that another line runs into, is read like any other: it must not vanish in silence.
+    """
+    if raw.startswith(_OPENED) and raw.endswith(b"}") and raw.rfind(_BEGIN) == 0:
+        return raw.count(b"{") != raw.count(b"}")
+    return bool(raw.strip())
 
 
+_BEGIN: Final = b'{"kind":"'
 _OPENED: Final = b'{"kind":"opened"'
