@@ -102,6 +102,19 @@ def test_without_data_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch, fo
     assert asked() is None
 
 
+def test_without_a_folder_for_temporary_files_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose file system is read-only: the estimate by size must not fail over it."""
+
+    def none() -> NoReturn:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+    monkeypatch.delenv("DATA_GYM_CACHE_DIR", raising=False)
+    monkeypatch.setattr("tempfile.gettempdir", none)
+
+    assert asked() is None
+
+
 def test_without_tiktoken_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     put_data(folder)
     monkeypatch.setattr(tokeniser, "_is_installed", lambda: False)

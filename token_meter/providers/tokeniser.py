@@ -190,10 +190,13 @@ _KEY_CHARACTERS: Final = 40
 
 
 def _cache_folder() -> str:
-    """Where tiktoken keeps its data; empty when it was told to keep none."""
+    """Where tiktoken keeps its data; empty when it keeps none."""
     for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
         if (folder := os.environ.get(variable)) is not None:
             return folder
     from tempfile import gettempdir
 
-    return os.path.join(gettempdir(), "data-gym-cache")
+    try:
+        return os.path.join(gettempdir(), "data-gym-cache")
+    except OSError:  # a file system that is read-only throughout has no such place
+        return ""
