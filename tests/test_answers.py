@@ -158,6 +158,26 @@ def test_any_other_answer_is_read_at_once(body: bytes) -> None:
     assert excerpt(body, openai.CHAT.fields, openai.CHAT.bulky) is None
 
 
+@pytest.mark.parametrize("tail", [
+    '"usage":{"said":"%s","said":1,"prompt_tokens":3}}', '"usage":{"prompt_tokens":3,"more":{"said":"%s","said":1}}}',
+    '"usage":{"prompt_tokens":3},"system_fingerprint":"%s","system_fingerprint":"fp_1"}',
+    '"usage":{"said":"%s"},"usage" :{"prompt_tokens":3}}',
+])  # fmt: skip
+def test_a_name_that_stands_there_twice_hides_nothing(tail: str) -> None:
+    body = plain()[: plain().index(b'"usage"')] + (tail % SECRET).encode()
+
+    assert json.loads(body)["usage"]["prompt_tokens"] == 3
+    assert excerpt(body, openai.CHAT.fields, openai.CHAT.bulky) is None
+
+
+def test_escapes_do_not_look_the_same_whatever_they_say() -> None:
+    """A look is without digits, so one answer with the escapes of a word would vouch for any text in escapes."""
+    head = plain()[: plain().index(b'"usage"')] + b'"usage":{"prompt_tokens":3},"service_tier":'
+
+    assert excerpt(head + b'"\\u0061\\u0062\\u0063"}', openai.CHAT.fields, openai.CHAT.bulky) is None
+    assert excerpt(head + b'"\\u0070\\u0020\\u0071"}', openai.CHAT.fields, openai.CHAT.bulky) is None
+
+
 def test_looks_are_not_hoarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_meter.providers.body._LOOKS_MAX", 3)
     for name in "abcdefgh":

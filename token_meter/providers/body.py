@@ -93,19 +93,30 @@ def _remember(look: bytes, *, is_plain: bool) -> bool:
 
 
 def _is_plain(tail: bytes) -> bool:
-    """Whether nothing but the usage block and a few words follows, and the block holds nothing but counts and words."""
+    """Whether nothing but the usage block and a few words follows, and the block holds nothing but counts and words.
+
+    It holds for all of the look, so there must be no escapes, which can be spelt in digits; and a name that stands
+    there twice would hide its first value.
+    """
+    if any(byte in tail for byte in b"\\\n\r"):
+        return False
     try:
-        after = json.loads(b"{" + tail)
+        after = json.loads(b"{" + tail, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError):
         return False
     usage = after.pop("usage")
     return (
-        b"\n" not in tail
-        and b"\r" not in tail
-        and tells_counts(usage)
+        tells_counts(usage)
         and all(_is_count_or_word(value, name, 0) for name, value in usage.items())
         and all(name in _AFTER and (value is None or _is_enum(value)) for name, value in after.items())
     )
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Body:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return fields
 
 
 def _is_count_or_word(value: Any, name: str, depth: int) -> bool:
