@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.journal_kit import fork, wait
 from tests.providers.kit import CHAT, MESSAGE, RESPONSE, Bench, collect
 from token_meter import Tally, Usage
 from token_meter.context import CURRENT, DIMENSIONS_MAX, NAME_LENGTH_MAX, NOBODY
@@ -642,3 +643,28 @@ def test_a_tally_is_exact_under_threads_and_may_be_read_meanwhile() -> None:
     reader.join()
 
     assert (tally.calls, tally.usage) == (8000, Usage(input=8000))
+
+
+def test_a_tally_can_be_read_in_a_child_that_was_forked_while_a_thread_summed_it_up() -> None:
+    tally = Tally()
+    entered, go_on = threading.Event(), threading.Event()
+
+    def read() -> Usage:
+        entered.set()
+        go_on.wait(30)
+        return Usage(input=1)
+
+    def child() -> None:
+        tally.add(Usage(input=2))
+        assert tally.usage == Usage(input=2)
+
+    tally.add_later(read)
+    reader = threading.Thread(target=lambda: tally.usage)
+    reader.start()
+    entered.wait(30)
+    forked = wait(fork(child))
+    go_on.set()
+    reader.join()
+
+    assert forked == 0
+    assert tally.usage == Usage(input=1)

@@ -9,6 +9,7 @@ none it changes nothing.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -33,12 +34,12 @@ class Tally:
     `add` takes no lock that another thread may hold: streams that are dropped are counted by finalisers.
     """
 
-    __slots__ = ("_added", "_calls", "_corrections", "_lock", "_usage")
+    __slots__ = ("_added", "_calls", "_corrections", "_locks", "_usage")
 
     def __init__(self) -> None:
         self._added: deque[tuple[Usage | Callable[[], Usage], int]] = deque()
         self._corrections: deque[tuple[Usage, Usage]] = deque()
-        self._lock = threading.Lock()
+        self._locks: dict[int, threading.Lock] = {}
         self._usage = Usage()
         self._calls = 0
 
@@ -67,11 +68,17 @@ class Tally:
         self._bound()
 
     def _bound(self) -> None:
-        if len(self._added) > _ADDED_MAX and self._lock.acquire(blocking=False):
+        if len(self._added) > _ADDED_MAX and (lock := self._lock).acquire(blocking=False):
             try:
                 self._sum_up()
             finally:
-                self._lock.release()
+                lock.release()
+
+    @property
+    def _lock(self) -> threading.Lock:
+        """This process's own: a thread that a fork left behind may have held the parent's."""
+        process = os.getpid()
+        return self._locks.get(process) or self._locks.setdefault(process, threading.Lock())
 
     def _correct(self, was: Usage, now: Usage) -> None:
         """An estimate that was added as `was` is known better."""
