@@ -277,6 +277,19 @@ def test_no_ledger_and_a_customer_in_the_journal(cli: Cli) -> None:
     assert not Path("usage.db").exists()
 
 
+@pytest.mark.usefixtures("healthy")
+@pytest.mark.parametrize("arguments", [[], ["--customer", "acme"], ["--json"]])
+def test_a_journal_that_cannot_be_looked_at_hides_nothing_else(cli: Cli, arguments: list[str]) -> None:
+    """A name that is too long stands for a folder without access, which a test that runs as root cannot make."""
+    unreadable = ("--journal", "j" * 300)
+
+    doctor = cli("doctor", *unreadable, *arguments)
+    assert "2 events" in doctor.out
+    assert "Traceback" not in doctor.out + doctor.err
+    assert cli("usage", *unreadable).code == 0
+    assert cli("deliver", "status", *unreadable).code in (1, 3)
+
+
 @pytest.mark.parametrize("arguments", [["--since", "x"], ["--json", "--prometheus"], ["--nope"]])
 def test_wrong_usage(cli: Cli, arguments: list[str]) -> None:
     assert cli("doctor", *arguments).code == 2

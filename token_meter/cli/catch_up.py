@@ -25,23 +25,30 @@ def catch_up(place: Place, *, quiet: bool = False) -> int:
 
     Says so, and says too when it was not possible: the ledger then shows less than was used.
     """
-    if not feeds_the_ledger(place):
+    try:
+        result = _delivered(place)
+    except (JournalError, OSError) as error:
+        if not quiet:
+            note(f"could not look into the journal first: {error}")
         return 0
+    if result is None:
+        return 0
+    if not quiet:
+        _tell(result)
+    return result.sent
+
+
+def _delivered(place: Place) -> Delivered | None:
+    if not feeds_the_ledger(place):
+        return None
     from token_meter.deliver import deliver_once
     from token_meter.sinks import LedgerSink
 
     sink = LedgerSink(place.ledger)
     try:
-        result = deliver_once(place.journal, sink)
-    except (JournalError, OSError) as error:
-        if not quiet:
-            note(f"could not look into the journal first: {error}")
-        return 0
+        return deliver_once(place.journal, sink)
     finally:
         sink.close()
-    if not quiet:
-        _tell(result)
-    return result.sent
 
 
 def _tell(result: Delivered) -> None:

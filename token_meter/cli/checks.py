@@ -179,7 +179,10 @@ def _disk(facts: Facts) -> Iterator[Check]:
 def _journal(facts: Facts) -> Iterator[Check]:
     journal = facts.journal
     if facts.journal_trouble:
-        yield Check(Level.WRONG, "journal", facts.journal_trouble)
+        yield Check(
+            Level.WRONG, "journal", facts.journal_trouble,
+            "Run this as the user that the program runs as, or name another journal with --journal.",
+        )  # fmt: skip
     elif journal is None:
         yield Check(
             Level.NOTICE, "journal", f"there is none at {facts.place.journal}: no program has metered into it here",

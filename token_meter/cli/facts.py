@@ -136,24 +136,26 @@ def _anomalies(ledger: Ledger, since: datetime) -> tuple[Counter[str], int]:
 def _read_journal(place: Place) -> tuple[JournalStatus | None, str | None]:
     from token_meter.backlog import status
 
-    if not JournalFolder(place.journal).exists():
-        return None, None
     try:
+        if not JournalFolder(place.journal).exists():
+            return None, None
         return status(place.journal), None
-    except (OSError, TokenMeterError) as error:
+    except OSError as error:
+        return None, f"{error.filename or place.journal} cannot be read: {error.strerror or error}"
+    except TokenMeterError as error:
         return None, str(error)
 
 
 def _read_disk(folder: Path) -> DiskFacts | None:
     """The disk of the folder, or of where it would be made."""
     path = folder.absolute()
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:
         path = path.parent
     try:
         room = os.statvfs(path)
     except OSError:
         return None
-    parts = [path, *(path / name for name in ("segments", "cursors", "locks") if (path / name).exists())]
+    parts = [path, *(path / name for name in ("segments", "cursors", "locks") if os.path.exists(path / name))]
     writable = all(os.access(part, os.W_OK | os.X_OK) for part in parts)
     return DiskFacts(path, file_system(path), room.f_bavail * room.f_frsize, writable)
 

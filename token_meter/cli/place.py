@@ -97,7 +97,14 @@ def no_ledger(place: Place) -> Failure:
 
 def existing_journal(place: Place) -> Path:
     """The journal's folder. Failure when there is none."""
-    if not JournalFolder(place.journal).exists():
+    try:
+        there = JournalFolder(place.journal).exists()
+    except OSError as error:
+        raise Failure(
+            f"cannot read the journal {place.journal}: {error.strerror or error}. Run this as the user that the "
+            "program runs as, or name another with --journal FOLDER."
+        ) from None
+    if not there:
         raise Failure(
             f"no journal at {place.journal}; name it with --journal FOLDER, or its ledger with --ledger",
             code=NOTHING_THERE,

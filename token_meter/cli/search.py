@@ -68,6 +68,12 @@ def _similar(ledger: Ledger, customer: str) -> Iterator[Check]:
 def _waiting(customer: str, facts: Facts) -> Iterator[Check]:
     """What of the customer is in the journal and not in the ledger yet."""
     journal = facts.journal
+    if facts.journal_trouble:
+        yield Check(
+            Level.WRONG, "in the journal", facts.journal_trouble,
+            "Run this as the user that the program runs as, or name another journal with --journal.",
+        )  # fmt: skip
+        return
     if journal is None:
         yield Check(
             Level.NOTICE, "in the journal", f"there is no journal at {facts.place.journal}",
