@@ -267,12 +267,32 @@ def test_a_customer_whose_calls_nobody_attributed(cli: Cli) -> None:
     assert "similar names       none among 2 customers" in result.out
 
 
+def test_a_ledger_that_was_killed_before_its_first_delivery_needs_nobody(cli: Cli) -> None:
+    write_journal(JOURNAL, [recent(1)])
+
+    result = cli("doctor")
+    assert result.code == 0
+    assert "!  ledger        no ledger at usage.db yet: nothing of its journal has been delivered" in result.out
+    assert "1 event waits, the oldest for" in result.out
+    assert not Path("usage.db").exists()
+
+
+@pytest.mark.usefixtures("healthy")
+def test_a_ledger_that_was_moved_away_is_found(cli: Cli) -> None:
+    Path("usage.db").unlink()
+
+    for arguments in ([], ["--customer", "acme"]):
+        result = cli("doctor", *arguments)
+        assert result.code == 1
+        assert "no ledger at usage.db, but 2 events went into it: moved or deleted?" in result.out
+
+
 def test_no_ledger_and_a_customer_in_the_journal(cli: Cli) -> None:
     write_journal(JOURNAL, [recent(5, customer="late")])
 
     result = cli("doctor", "--customer", "late")
 
-    assert result.code == 1
+    assert result.code == 0
     assert "1 event of 'late' not in the ledger yet" in result.out
     assert not Path("usage.db").exists()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from token_meter.cli.catch_up import LEDGER_SINK
 from token_meter.cli.facts import NETWORK, OVERLAY, VOLATILE, Facts, LedgerFacts
 from token_meter.cli.text import age, counted
 from token_meter.health import STALE_SECONDS
@@ -60,7 +61,7 @@ def _fine(subject: str, text: str) -> Check:
 
 def _ledger(facts: Facts) -> Iterator[Check]:
     if facts.ledger is None:
-        yield Check(Level.WRONG, "ledger", facts.ledger_trouble or "cannot be read")
+        yield no_ledger(facts)
         return
     summary = facts.ledger.summary
     told = f"{facts.place.shown}, schema {facts.ledger.revision}: "
@@ -81,6 +82,24 @@ def _ledger(facts: Facts) -> Iterator[Check]:
             f"more values than rollups hold: {', '.join(summary.dimensions_overflowed)}",
             "Usage by them stays exact but is slower; do not declare dimensions that are nearly unique.",
         )
+
+
+def no_ledger(facts: Facts) -> Check:
+    """Why the ledger is not read. A file that is missing is judged by what the journal has delivered to it."""
+    states = facts.journal.deliveries if facts.journal and facts.place.missing else ()
+    ours = next((state for state in states if state.name == LEDGER_SINK), None)
+    if ours is None:
+        return Check(Level.WRONG, "ledger", facts.ledger_trouble or "cannot be read")
+    if ours.delivered:
+        return Check(
+            Level.WRONG, "ledger",
+            f"no ledger at {facts.place.shown}, but {counted(ours.delivered, 'event')} went into it: moved or deleted?",
+            "Put it back, or name where it is now with --ledger. A new one will begin empty.",
+        )  # fmt: skip
+    return Check(
+        Level.NOTICE, "ledger", f"no ledger at {facts.place.shown} yet: nothing of its journal has been delivered",
+        f"`token-meter deliver run{facts.place.again}` makes it, and so does the next start of the program.",
+    )  # fmt: skip
 
 
 def _quality(facts: Facts) -> Iterator[Check]:
@@ -217,7 +236,7 @@ def _backlog(state: DeliveryState, again: str) -> Check:
     if not state.backlog_events and not state.last_error:
         return _fine(subject, f"{delivered}, nothing waits, {who}")
     oldest = state.oldest_age_seconds or 0.0
-    waits = f"{counted(state.backlog_events, 'event')} wait, the oldest for {age(oldest)}"
+    waits = f"{counted(state.backlog_events, 'event waits', 'events wait')}, the oldest for {age(oldest)}"
     error = f" (last error: {state.last_error})" if state.last_error else ""
     stuck = oldest > STALE_SECONDS
     advice = f"`token-meter deliver run{again}` delivers them now." if state.holder is None else ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
-from token_meter.cli.checks import Check, Level
+from token_meter.cli.checks import Check, Level, no_ledger
 from token_meter.cli.facts import Facts
 from token_meter.cli.place import reading
 from token_meter.cli.text import counted
@@ -23,7 +23,7 @@ LIKENESS: Final = 0.6
 def look_for(customer: str, facts: Facts) -> list[Check]:
     """Step by step: the ledger, names like it, the journal, events of nobody, and whether anything arrives at all."""
     if facts.ledger is None:
-        return [Check(Level.WRONG, "ledger", facts.ledger_trouble or "cannot be read"), *_waiting(customer, facts)]
+        return [no_ledger(facts), *_waiting(customer, facts)]
     with reading(facts.place) as ledger:
         found = _seen(ledger, customer)
         steps = [found] if found.level is Level.FINE else [found, *_similar(ledger, customer)]
