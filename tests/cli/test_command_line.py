@@ -55,7 +55,7 @@ def test_version(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["usagee"], "Did you mean 'usage'?"), (["events", "tial"], "Did you mean 'tail'?"), (["--wat"], "--wat")],
+    [(["usagee"], "Did you mean 'usage'?"), (["events", "tial"], "Did you mean 'tail'?"), (["--wat"], "--wat. See `")],
 )
 def test_an_unknown_command_is_one_line(program: Cli, arguments: list[str], said: str) -> None:
     result = program(*arguments)

@@ -87,7 +87,10 @@ def test_names_that_no_encoding_knows_are_exported_all_the_same(cli: Cli) -> Non
 
 
 @pytest.mark.usefixtures("ledger")
-@pytest.mark.parametrize("arguments", [["tail", "-n", "-1"], ["export", "--format", "xml"], ["tail", "-f", "--csv"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["tail", "-n", "-1"], ["tail", "-n", "9" * 20], ["export", "--format", "xml"], ["tail", "-f", "--csv"]],
+)
 def test_wrong_usage(cli: Cli, arguments: list[str]) -> None:
     result = cli("events", *arguments)
 

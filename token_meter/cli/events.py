@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SEARCHED_MAX: Final = 100_000
 """Among so many of the newest events `show` looks for the end of an id."""
 
+NUMBER_MAX: Final = 1_000_000
+"""So many `tail` holds in memory; `export` holds none."""
+
 app = typer.Typer(cls=Commands, help="See, follow and export the meter events.", no_args_is_help=True, epilog=EPILOG)
 
 
@@ -34,7 +37,9 @@ app = typer.Typer(cls=Commands, help="See, follow and export the meter events.",
 def tail(
     ledger: options.LedgerOption = None,
     journal: options.JournalOption = None,
-    number: Annotated[int, typer.Option("-n", "--number", min=0, metavar="N", help="So many of the newest.")] = 20,
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=0, max=NUMBER_MAX, metavar="N", help="So many of the newest.")
+    ] = 20,
     go_on: Annotated[bool, typer.Option("--follow", "-f", help="Go on and show events as they arrive.")] = False,
     customer: options.CustomerOption = None,
     unattributed: options.UnattributedOption = False,

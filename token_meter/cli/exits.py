@@ -108,7 +108,8 @@ def _told(error: Exception) -> tuple[str, int] | None:
 def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     hint = f" See `{context.command_path} --help`." if context else ""
-    return " ".join(str(error.format_message()).split()) + hint
+    said = " ".join(str(error.format_message()).split())
+    return f"{said}{'' if said.endswith(('.', '?')) else '.'}{hint}"
 
 
 def _forget_output() -> None:
