@@ -467,6 +467,30 @@ def test_a_delivery_that_cannot_be_noted_is_not_made_again_by_this_process(
     assert sink.ids == ["e1", "e2", "e3"]
 
 
+def test_however_much_could_not_be_noted_is_noted_so_that_it_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No line is read beyond a size; it is made small here."""
+    ids = [f"e{number}" for number in range(2_000)]
+    with Journal(folder) as journal:
+        for id in ids:
+            call(journal, id)
+    sink = Picky(*ids)
+    deliver_once(folder, sink, replay=True)
+    release(folder, "picky", ids="all")
+    sink.refused.clear()
+    monkeypatch.setattr("token_meter.standing.ENTRY_BYTES_MAX", 32 << 10)
+    monkeypatch.setattr(quarantine, "LOCK_WAIT_SECONDS_MAX", 0.0)
+    with Journal(folder) as journal, Reporter(journal, [sink], interval_seconds=0.01) as reporter:
+        with quarantine.writing(file_of(folder)):
+            while len(sink.ids) < len(ids):
+                reporter.flush(0.05)
+        assert reporter.flush(LONG)
+
+    assert sink.ids == ids
+    assert set(states(folder).values()) == {"delivered"}
+
+
 @pytest.mark.parametrize("kill", [False, True], ids=["all end well", "one is killed"])
 def test_processes_deliver_while_others_decide(folder: Path, tmp_path: Path, kill: bool) -> None:
     """Every event is refused once; releases race with each other, with new refusals, and with a kill.

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from token_meter.batch import Batch, BatchLimits
 from token_meter.errors import InvalidEvent, NewerSchema
@@ -25,6 +26,9 @@ from token_meter.quarantine import (
 )
 from token_meter.segments import read_lines, to_event
 from token_meter.standing import Log
+
+MARKS_MAX: Final = 500
+"""So many events one line tells of at most: after a long outage all of them would make a line that nobody reads."""
 
 
 class Released(Log):
@@ -100,7 +104,9 @@ class Released(Log):
         if not self._unsaid:
             return
         try:
-            write_quarantine(self.path, [delivered(sorted(self._unsaid))])
+            marks = sorted(self._unsaid)
+            pieces = (marks[begin : begin + MARKS_MAX] for begin in range(0, len(marks), MARKS_MAX))
+            write_quarantine(self.path, [delivered(piece) for piece in pieces])
             self.read()
         except OSError as error:
             self._problem("write down what was delivered", error)
