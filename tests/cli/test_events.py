@@ -209,3 +209,11 @@ def test_a_reader_that_goes_away_ends_it_quietly(large: Path) -> None:
     first, code = done.stdout.splitlines()
     assert json.loads(first)["id"] == "evt_0"
     assert (code, done.stderr) == ("141", "")
+
+
+@pytest.mark.parametrize("errors", ["", "2>&1"])
+def test_a_table_that_nobody_reads_ends_the_same_way(large: Path, errors: str) -> None:
+    script = f"{sys.executable} -m token_meter.cli usage --ledger {large} {errors} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=clean_environment())
+
+    assert done.stdout == "141\n"

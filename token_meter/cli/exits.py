@@ -114,4 +114,6 @@ def _usage(error: Any) -> str:
 
 def _forget_output() -> None:
     """Without this the interpreter would fail once more when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from token_meter.cli.exits import ReaderGone
 from token_meter.cli.tables import Column, Row, Table
 from token_meter.cli.text import printable
 
@@ -25,11 +26,17 @@ NAME_WIDTH_MIN: Final = 8
 _BREAKS: Final = re.compile(r"[^-_/.:@ ]*[-_/.:@ ]*")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would leave with 1, as if the command had failed."""
+        raise ReaderGone
+
+
 def console(stream: Literal["out", "error"] = "out") -> Console:
     """A Rich console: colours only on a terminal, and not with NO_COLOR."""
     file = sys.stderr if stream == "error" else sys.stdout
     width = None if file.isatty() else WIDTH_OF_NO_TERMINAL
-    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+    return _Console(file=file, width=width, highlight=False, markup=False, emoji=False)
 
 
 def rich_table(table: Table, width: int) -> RichTable:
