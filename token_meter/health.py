@@ -82,8 +82,10 @@ def _warnings(health: Health) -> Iterator[str]:
     if health.invalid_lines:
         yield f"unreadable lines in the journal: {health.invalid_lines}"
     yield from health.flags
+    attempts = {f"sink {delivery.name}" for delivery in health.deliveries}
     for kind, count in health.problems.items():
-        yield f"internal failure {kind}: {count} times"
+        what = f"failed attempts of {kind}" if kind in attempts else f"internal failure {kind}"
+        yield f"{what}: {count}"
 
 
 def _prometheus(health: Health) -> Iterator[str]:

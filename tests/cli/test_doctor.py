@@ -118,6 +118,16 @@ def test_quarantine_and_failures_are_found(cli: Cli) -> None:
     assert "1 unreadable line" in cli("doctor").out
 
 
+@pytest.mark.usefixtures("healthy")
+def test_an_outage_that_is_over_needs_nobody(cli: Cli) -> None:
+    Problems(JournalFolder(JOURNAL).problems).record("sink ledger", "no connection")
+
+    result = cli("doctor")
+    assert result.code == 0
+    assert "!  attempts      sink ledger (1x" in result.out
+    assert "✓  failures      none inside metering" in result.out
+
+
 @pytest.mark.parametrize(
     ("disk", "level", "said"),
     [

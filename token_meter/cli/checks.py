@@ -246,14 +246,17 @@ def _backlog(state: DeliveryState, again: str) -> Check:
 def _problems(journal: JournalStatus | None) -> Iterator[Check]:
     if journal is None:
         return
-    if not journal.problems:
-        yield _fine("failures", "none inside metering")
+    attempts = {f"sink {state.name}" for state in journal.deliveries}
     for problem in journal.problems:
+        # An attempt that failed is made again. Whether one needs a human is told by what waits for the sink, above.
+        attempt = problem["what"] in attempts
         yield Check(
-            Level.WRONG, "failures",
+            Level.NOTICE if attempt else Level.WRONG, "attempts" if attempt else "failures",
             f"{problem['what']} ({problem.get('count', 1):,}x, last {problem.get('last')}): {problem.get('error')}",
             f"When it is dealt with, remove {journal.path / 'problems.jsonl'}.",
         )  # fmt: skip
+    if all(problem["what"] in attempts for problem in journal.problems):
+        yield _fine("failures", "none inside metering")
 
 
 # ---- surroundings ----
