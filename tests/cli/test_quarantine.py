@@ -151,6 +151,7 @@ def test_lines_that_nobody_can_read_can_only_be_discarded(cli: Cli, run: list[st
         (["release", "moody"], "name the ids, or say --all"),
         (["release", "moody", "x", "--all"], "and not both"),
         (["release", "modoy", "--all"], "Did you mean 'moody'?"),
+        (["list", "--sink", "modoy"], "Did you mean 'moody'?"),
         (["release", "moody", "nothing"], "nothing in this quarantine has the id 'nothing'"),
         (["discard", "moody", "--all"], "--reason"),
         (["discard", "moody", "--all", "--reason", " "], "needs a reason"),

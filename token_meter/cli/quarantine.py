@@ -59,6 +59,8 @@ def list_quarantine(
     """
     shape = chosen_shape(json=json, csv=csv, markdown=markdown)
     folder = existing_journal(find(ledger, journal))
+    if sink is not None:
+        _check_sink(sink, _names(folder))
     found = (each for each in _entries(folder, sink) if all or each.state == "waiting")
     if shape is Shape.JSON:
         write_json([asdict(each) for each in found])
@@ -69,7 +71,10 @@ def list_quarantine(
     if shape is Shape.CSV:
         write_csv(columns, rows)
     else:
-        show(Table(columns, list(rows)), shape)
+        shown = list(rows)
+        show(Table(columns, shown), shape)
+        if not shown:
+            note("nothing waits in quarantine" if not all else "nothing was ever refused")
 
 
 @app.command(epilog=EPILOG)
