@@ -158,6 +158,16 @@ def test_any_other_answer_is_read_at_once(body: bytes) -> None:
     assert excerpt(body, openai.CHAT.fields, openai.CHAT.bulky) is None
 
 
+def test_a_field_of_the_usage_does_not_stand_for_one_of_the_answer() -> None:
+    """The tier of the answer stands before the usage, which tells a tier of its own: the answer's is the one."""
+    document = json.loads(plain(service_tier="flex"))
+    document["usage"] = document.pop("usage") | {"service_tier": "default"}
+    body = json.dumps(document, separators=(",", ":")).encode()
+
+    assert body.index(b'"flex"') < body.index(b'"usage"')
+    assert excerpt(body, openai.CHAT.fields, openai.CHAT.bulky) is None
+
+
 @pytest.mark.parametrize("tail", [
     '"usage":{"said":"%s","said":1,"prompt_tokens":3}}', '"usage":{"prompt_tokens":3,"more":{"said":"%s","said":1}}}',
     '"usage":{"prompt_tokens":3},"system_fingerprint":"%s","system_fingerprint":"fp_1"}',

@@ -67,11 +67,12 @@ def excerpt(body: bytes, wanted: tuple[str, ...], content: str) -> str | None:
         plain = _remember(look, is_plain=_is_plain(tail))
     if not plain:
         return None
-    text = body[:at] + tail
+    head = body[:at]
+    end = tail.rfind(b"}", 0, -1)  # of the usage block, which may have fields of the same names
     for name in others:
-        if name not in text and body.rfind(name, at, last) >= 0:
+        if name not in head and tail.rfind(name, end) < 0 and body.rfind(name, at, last) >= 0:
             return None
-    return text.decode()
+    return (head + tail).decode()
 
 
 EXCERPT_BYTES_MAX: Final = 2048
