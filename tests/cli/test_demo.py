@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from tests.cli.conftest import Cli, Result
 from token_meter.cli.demo.customers import CUSTOMERS
 from token_meter.cli.demo.reconciliation import reconcile
+from token_meter.cli.demo.report import activation
 from token_meter.testing.builders import make_event
 from token_meter.testing.provider import Billed
 from token_meter.usage import Usage
@@ -86,6 +89,21 @@ def test_without_any_sdk_it_says_what_to_install(program: Cli, tmp_path: Path) -
     assert result.code == 1
     assert "pip install 'token-meter[all]'" in result.err and result.err.count("\n") == 1
     assert not (tmp_path / "token-meter-demo").exists()
+
+
+def test_a_shell_that_does_not_know_the_program_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "my env" / "bin" / "activate"
+    script.parent.mkdir(parents=True)
+    script.touch()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "my env"))
+
+    monkeypatch.setenv("PATH", os.defpath)
+    ((command, _),) = activation()
+    assert command == "source 'my env/bin/activate'"
+    found = script.with_name("token-meter")
+    found.touch(mode=0o700)
+    monkeypatch.setenv("PATH", str(found.parent))
+    assert activation() == []
 
 
 def test_a_folder_of_somebody_elses_is_never_touched(cli: Cli, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -61,7 +63,7 @@ def report(outcome: Outcome, ledger: Path) -> None:
     out.print(rich_table(usage_by_type(outcome), out.width))
     out.print()
     out.print(Text("Try next", style="bold"))
-    _suggest(out, next_steps(ledger))
+    _suggest(out, [*activation(), *next_steps(ledger)])
 
 
 def _suggest(out: Console, steps: Sequence[tuple[str, str]]) -> None:
@@ -88,6 +90,15 @@ def report_json(outcome: Outcome, ledger: Path) -> None:
             "next": [command for command, _ in next_steps(ledger)],
         }
     )
+
+
+def activation() -> list[tuple[str, str]]:
+    """What a shell needs first when this was started by its path, out of a virtual environment that is not active."""
+    script = Path(sys.prefix, "bin", "activate")
+    if shutil.which("token-meter") or not script.exists():
+        return []
+    shown = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+    return [(f"source {shlex.quote(str(shown))}", "so that your shell finds the commands below")]
 
 
 def next_steps(ledger: Path) -> list[tuple[str, str]]:
