@@ -98,6 +98,13 @@ def test_a_nested_usage_does_not_pass_for_the_whole_when_the_rest_is_missing() -
         assert fields_of(cut, WANTED, bulky=BULKY) is None
 
 
+def test_brackets_left_open_before_the_content_are_not_closed_by_those_after_the_usage() -> None:
+    """The name of the content inside an earlier field, a usage inside a later one: neither is the answer's own."""
+    document = {"model": "m", "first": {BULKY: 1}, BULKY: [], "usage": {"total": 7}, "last": {"usage": {"total": 5}}}
+
+    assert fields_of(json.dumps(document).encode(), WANTED, bulky=BULKY) == document
+
+
 def test_a_large_body_with_its_usage_anywhere_is_read() -> None:
     usage = {"prompt_tokens": 3, "details": {"usage": {"prompt_tokens": 9}}}
     content = [{"usage": {"prompt_tokens": 7}, "text": 'he said "usage": {"prompt_tokens": 8}, \\" and \\\\'}] * 1000

@@ -137,9 +137,10 @@ def _is_enum(value: Any) -> bool:
 def _around(body: bytes, content: bytes, others: tuple[bytes, ...]) -> Body | None:
     """The fields before the key `content` and from the key `usage` on, or None unless they are surely top-level.
 
-    Both pieces together parse as one object only if no bracket of the one is left to the other, and then what stands
-    in between is closed in itself if its braces match (else the body was cut off); inside a string neither key can
-    stand unescaped. A wanted name that occurs in between only sends the body to the full parser.
+    Only one brace is open before the content, and both pieces together parse as one object, so no bracket of the one
+    is left to the other; then what stands in between is closed in itself if its braces match (else the body was cut
+    off); inside a string neither key can stand unescaped. A wanted name that occurs in between only sends the body to
+    the full parser.
     """
     at, last = body.find(content), body.rfind(_USAGE)
     if not 0 <= at < last:
@@ -159,7 +160,7 @@ def _around(body: bytes, content: bytes, others: tuple[bytes, ...]) -> Body | No
         return None
     if tail[:start].strip(_SPACES) != ":" or text[:begin].strip(_SPACES) or text[stop:].strip(_SPACES):
         return None
-    if body.count(b"{") != body.count(b"}"):
+    if body.count(b"{") != body.count(b"}") or head.count("{") != head.count("}") + 1:
         return None
     for name in others:
         if body.rfind(name, at, last) >= 0:  # from the back: measured at half the time of a forward search
