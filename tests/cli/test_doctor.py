@@ -119,13 +119,24 @@ def test_quarantine_and_failures_are_found(cli: Cli) -> None:
 
 
 @pytest.mark.usefixtures("healthy")
-def test_an_outage_that_is_over_needs_nobody(cli: Cli) -> None:
-    Problems(JournalFolder(JOURNAL).problems).record("sink ledger", "no connection")
+@pytest.mark.parametrize("sink", ["ledger", "given_up"])
+def test_an_outage_that_is_over_needs_nobody(cli: Cli, sink: str) -> None:
+    Problems(JournalFolder(JOURNAL).problems).record(f"sink {sink}", "no connection")
 
     result = cli("doctor")
     assert result.code == 0
-    assert "!  attempts      sink ledger (1x" in result.out
+    assert f"!  attempts      sink {sink} (1x" in result.out
     assert "✓  failures      none inside metering" in result.out
+
+
+def test_advice_for_another_sink_than_the_ledger_names_a_sink(cli: Cli) -> None:
+    write_journal(JOURNAL, [recent(1)])
+    cli("deliver", "run", "--sink", "copy=jsonl:copy.jsonl", "--add")
+    write_journal(JOURNAL, [recent(2)])
+
+    advice = {check["subject"]: check["advice"] for check in cli("doctor", "--json").json["checks"]}
+    assert "`token-meter deliver run`" in advice["sink ledger"]
+    assert "`token-meter deliver run --sink ...`" in advice["sink copy"]
 
 
 @pytest.mark.parametrize(

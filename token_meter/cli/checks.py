@@ -222,7 +222,8 @@ def _sinks(facts: Facts) -> Iterator[Check]:
         if state.quarantined or state.invalid:
             yield Check(
                 Level.WRONG, f"sink {state.name}",
-                f"{state.quarantined:,} refused events and {state.invalid:,} unreadable lines are in quarantine",
+                f"in quarantine: {counted(state.quarantined, 'refused event')}, "
+                f"{counted(state.invalid, 'unreadable line')}",
                 f"See `token-meter deliver quarantine list{facts.place.again}`; then `release` or `discard` them.",
             )  # fmt: skip
         for reason in state.blocked.values():
@@ -239,14 +240,20 @@ def _backlog(state: DeliveryState, again: str) -> Check:
     waits = f"{counted(state.backlog_events, 'event waits', 'events wait')}, the oldest for {age(oldest)}"
     error = f" (last error: {state.last_error})" if state.last_error else ""
     stuck = oldest > STALE_SECONDS
-    advice = f"`token-meter deliver run{again}` delivers them now." if state.holder is None else ""
+    advice = _how_to_deliver(state.name, again) if state.holder is None else ""
     return Check(Level.WRONG if stuck else Level.NOTICE, subject, f"{delivered}, {waits}, {who}{error}", advice)
+
+
+def _how_to_deliver(sink: str, again: str) -> str:
+    if sink == LEDGER_SINK:
+        return f"`token-meter deliver run{again}` delivers them now."
+    return f"Start the program, or `token-meter deliver run{again} --sink ...` with this sink: see its --help."
 
 
 def _problems(journal: JournalStatus | None) -> Iterator[Check]:
     if journal is None:
         return
-    attempts = {f"sink {state.name}" for state in journal.deliveries}
+    attempts = {what for each in journal.problems if (what := each["what"]).startswith("sink ") and ":" not in what}
     for problem in journal.problems:
         # An attempt that failed is made again. Whether one needs a human is told by what waits for the sink, above.
         attempt = problem["what"] in attempts

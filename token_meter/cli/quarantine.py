@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from token_meter.cli import options
+from token_meter.cli.catch_up import LEDGER_SINK
 from token_meter.cli.event_rows import SHORT_ID
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
 from token_meter.cli.output import Shape, chosen_shape, note, on_terminal, show, write, write_csv, write_json
@@ -102,7 +103,8 @@ def release(
         raise Failure(str(error), code=WRONG_USAGE) from None
     _tell(decided, "released", sink, json=json)
     if decided.ids and holder(JournalFolder(folder).lock(sink)) is None:
-        note(f"nobody delivers to {sink} now: the program that does when it runs next, or `token-meter deliver run`")
+        command = "deliver run" if sink == LEDGER_SINK else "deliver run --sink ..."
+        note(f"nobody delivers to {sink} now: the program that does when it runs next, or `token-meter {command}`")
     left = sum(each.state == "waiting" and each.event is None for each in _entries(folder, sink)) if all else 0
     if left:
         note(f"{counted(left, 'line')} that nobody can read can only be discarded")
