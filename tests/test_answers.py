@@ -188,6 +188,14 @@ def test_escapes_do_not_look_the_same_whatever_they_say() -> None:
     assert excerpt(head + b'"\\u0070\\u0020\\u0071"}', openai.CHAT.fields, openai.CHAT.bulky) is None
 
 
+def test_a_body_cut_off_in_its_content_does_not_pass_for_a_whole_one() -> None:
+    whole = plain(choices=[{"input": {"usage": {"prompt_tokens": 7}}}])
+    end = whole.index(b'"usage":{"prompt_tokens":7}') + len(b'"usage":{"prompt_tokens":7}')
+
+    assert all(excerpt(whole[:at], openai.CHAT.fields, openai.CHAT.bulky) is None for at in range(end, end + 4))
+    assert excerpt(whole, openai.CHAT.fields, openai.CHAT.bulky) is not None
+
+
 def test_looks_are_not_hoarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_meter.providers.body._LOOKS_MAX", 3)
     for name in "abcdefgh":

@@ -91,7 +91,6 @@ def release(folder: str | os.PathLike[str], sink: str, *, ids: Ids) -> Decided:
         if lines and ids != "all":
             raise ValueError(f"{lines[0]} is a line that nobody can read: it can only be discarded")
         open_to = ("waiting",) if ids == "all" else ("waiting", "discarded")
-        open_to = ("waiting",) if ids == "all" else ("waiting", "discarded")
         now = [mark for mark in chosen if history.places[mark][1] and history.state(mark) in open_to]
         append(descriptor, (released(_event(descriptor, history, mark)) for mark in now))
         return _decided(history, now, chosen if ids != "all" else now)

@@ -65,7 +65,7 @@ def excerpt(body: bytes, wanted: tuple[str, ...], content: str) -> str | None:
     plain = _looks.get(look)
     if plain is None:
         plain = _remember(look, is_plain=_is_plain(tail))
-    if not plain:
+    if not plain or body.count(b"{") != body.count(b"}"):  # unequal: cut off, or braces in its text
         return None
     head = body[:at]
     end = tail.rfind(b"}", 0, -1)  # of the usage block, which may have fields of the same names
