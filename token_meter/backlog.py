@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +15,9 @@ from token_meter.event import parse_time
 from token_meter.folder import JournalFolder
 from token_meter.locks import holder
 from token_meter.problems import read_problems
+from token_meter.quarantine import id_in
 from token_meter.segments import CHUNK_BYTES, EVENT_PREFIX, SegmentIndex, decode, read_lines
-from token_meter.standing import Standing
+from token_meter.standing import History, Standing
 
 COUNTED_BYTES_MAX: Final = 64 << 20
 """How much of a backlog is counted exactly; beyond it the number of events is extrapolated."""
@@ -136,6 +137,39 @@ def _count_between(path: Path, begin: int, end: int) -> int:
     finally:
         os.close(descriptor)
     return events
+
+
+def unsent(folder: JournalFolder, index: SegmentIndex, sink: str, cursor: Cursor, ids: Collection[str]) -> set[str]:
+    """Of these event ids, those that wait for the sink behind its cursor, or that its quarantine keeps from it.
+
+    Reads the whole backlog: for the rare moment in which a human, or a sink that cannot tell, needs to know.
+    """
+    wanted, found = set(ids), set[str]()
+    for name, begin, end in _waiting(index, cursor) if wanted else ():
+        found |= wanted.intersection(_ids_between(index.folder / name, begin, end))
+    history = History(folder.refusals(sink))
+    history.read()
+    aside = {id_in(mark) for mark in history.places if history.state(mark) != "delivered"}
+    return found | (wanted & aside)
+
+
+def _ids_between(path: Path, begin: int, end: int) -> Iterator[str]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        for line in read_lines(descriptor, begin):
+            if line.end > end:
+                return
+            if line.raw is None or not line.raw.startswith(EVENT_PREFIX):
+                continue
+            try:
+                yield str(decode(line.raw).get("id"))
+            except (InvalidEvent, NewerSchema):
+                continue
+    finally:
+        os.close(descriptor)
 
 
 def _oldest_age(index: SegmentIndex, waiting: list[tuple[str, int, int]], released: list[str]) -> float | None:

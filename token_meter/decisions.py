@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from token_meter.errors import JournalError
+from token_meter.errors import JournalError, Refusal
 from token_meter.folder import JournalFolder, checked_sink_name
 from token_meter.locks import FileLock
 from token_meter.quarantine import (
@@ -21,8 +21,11 @@ from token_meter.quarantine import (
     append,
     discarded,
     id_in,
+    mark_of,
     open_to_read,
     parse,
+    read_log,
+    refused,
     released,
     writing,
 )
@@ -94,6 +97,28 @@ def release(folder: str | os.PathLike[str], sink: str, *, ids: Ids) -> Decided:
         now = [mark for mark in chosen if history.places[mark][1] and history.state(mark) in open_to]
         append(descriptor, (released(_event(descriptor, history, mark)) for mark in now))
         return _decided(history, now, chosen if ids != "all" else now)
+
+
+def quarantine(
+    folder: str | os.PathLike[str], sink: str, refusals: Iterable[Refusal], *, report: str | None = None
+) -> int:
+    """Put events into a sink's quarantine that it took and its destination refused afterwards; returns how many.
+
+    `report` names where that was said: what the same report said before is not entered again, however often it comes.
+    Raises ValueError for a sink that the journal does not deliver to, and OSError when the file cannot be written.
+    """
+    if sink not in (JournalFolder(folder).registered() or ()):
+        raise ValueError(f"this journal does not deliver to a sink {sink!r}")
+    entries = [{**entry, **({} if report is None else {"report": report})} for entry in refused(refusals)]
+    with writing(JournalFolder(folder).refusals(checked_sink_name(sink))) as descriptor:
+        known = {
+            (line.get("report"), mark_of(line))
+            for line, _ in read_log(descriptor)
+            if report is not None and line.get("report") == report
+        }
+        new = [entry for entry in entries if (report, mark_of(entry)) not in known]
+        append(descriptor, new)
+    return len(new)
 
 
 def discard(folder: str | os.PathLike[str], sink: str, *, ids: Ids, reason: str) -> Decided:

@@ -14,6 +14,7 @@ from token_meter.batch import BatchLimits
 from token_meter.decisions import Decided as Decided
 from token_meter.decisions import Quarantined as Quarantined
 from token_meter.decisions import discard as discard
+from token_meter.decisions import quarantine as quarantine
 from token_meter.decisions import quarantined as quarantined
 from token_meter.decisions import release as release
 from token_meter.delivery import Delivery

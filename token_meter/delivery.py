@@ -14,22 +14,35 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final, Literal
 
+from token_meter.attempts import Attempts
+from token_meter.awaiting import Awaiting
+from token_meter.backlog import unsent
 from token_meter.batch import Batch, BatchLimits, BatchReader
 from token_meter.cursors import Cursor, CursorReader
-from token_meter.errors import NewerSchema, Rejected, Retry
+from token_meter.errors import NewerSchema, Refusal, Rejected, Retry
 from token_meter.event import MeterEvent, format_time
-from token_meter.folder import JournalFolder
+from token_meter.folder import JournalFolder, checked_sink_name
 from token_meter.locks import FileLock
 from token_meter.patience import TryLock
 from token_meter.problems import Problem, describe
-from token_meter.quarantine import event_mark, id_in, mark_of, marks_after, refused, returned, write_quarantine
+from token_meter.quarantine import (
+    delivered,
+    event_mark,
+    id_in,
+    mark_of,
+    marks_after,
+    refused,
+    returned,
+    write_quarantine,
+)
 from token_meter.released import Released
 from token_meter.segments import SegmentIndex
-from token_meter.sinks.base import Sink, sink_name
+from token_meter.sinks.base import Forgetful, Sink, Waiting, sink_name
 
 BACKOFF_SECONDS_MIN: Final = 0.5
 BACKOFF_SECONDS_MAX: Final = 60.0
@@ -38,6 +51,9 @@ RETRY_AFTER_SECONDS_MAX: Final = 3_600.0
 
 LOCK_RETRY_SECONDS: Final = 2.0
 """How often a process looks whether the one that delivers is gone."""
+
+AWAITED_SECONDS: Final = 5.0
+"""How often a sink is asked whether what refused events wait for is there."""
 
 RELEASED: Final = "released events"
 """What `missing` calls them, among the names of segments."""
@@ -76,6 +92,9 @@ class Delivery:
         self._set_aside_before: set[str] = set()
         self._ids_set_aside: set[str] = set()
         self._released = Released(self._quarantine, problem=problem)
+        self._awaiting = Awaiting(self._quarantine) if isinstance(sink, Waiting) else None
+        self._attempts = _attempts_of(sink, folder.attempts / f"{self.name}.json")
+        self._hurried_at = _touched(folder.hurry / self.name)
         self._reader = BatchReader(index, limits=limits, problem=problem)
         self._lock = FileLock(self.lock_path)
         self._others = CursorReader(folder)
@@ -89,6 +108,7 @@ class Delivery:
         self._save_failed = False
         self._retry_at = float("-inf")
         self._lock_at = float("-inf")
+        self._awaited_at = float("-inf")
 
     # ---- what the reporter calls, from its threads or a caller's ----
 
@@ -106,7 +126,7 @@ class Delivery:
 
     def hurry(self) -> None:
         """Do not wait out a backoff of our own, nor for the lock; a wait the destination asked for stands."""
-        self._lock_at = float("-inf")
+        self._lock_at = self._awaited_at = float("-inf")
         if not self.asked_to_wait:
             self._retry_at = float("-inf")
 
@@ -174,6 +194,10 @@ class Delivery:
         """The child does not deliver until it gets the lock itself."""
         self._lock.after_fork()
         self._released.after_fork()
+        if self._awaiting is not None:
+            self._awaiting.after_fork()
+        if self._attempts is not None:
+            self._attempts.forget()
         self._running = TryLock()
         self._batch, self._moved, self._displaced = None, False, False
         self._retry_at = self._lock_at = float("-inf")
@@ -208,6 +232,8 @@ class Delivery:
         # What an older version could not read may be readable now.
         self.cursor.blocked.clear()
         self._batch, self._moved, self._quarantine_end = None, False, 0
+        if self._attempts is not None:
+            self._attempts.forget()
         self._set_aside_before = marks_after(self._quarantine, self.cursor.quarantine_bytes)
         self._ids_set_aside = {id_in(mark) for mark in self._set_aside_before}
         return True
@@ -216,6 +242,8 @@ class Delivery:
 
     def _drain(self) -> None:
         self._released.say()
+        self._heed_hurry()
+        self._release_awaited()
         planned = False
         while self._may_go_on():
             if self._batch is None:
@@ -236,6 +264,26 @@ class Delivery:
             batch = self._released.next(self._limits)
             if not batch.events or not self._deliver(batch):
                 return
+
+    def _release_awaited(self) -> None:
+        """Put refused events back into delivery when what they wait for is there."""
+        if self._awaiting is None or time.monotonic() < self._awaited_at:
+            return
+        self._awaited_at = time.monotonic() + AWAITED_SECONDS
+        try:
+            assert isinstance(self._sink, Waiting)
+            self._awaiting.release(self._sink.ready)
+        except Exception as error:  # noqa: BLE001 - told; the next turn asks again
+            self._problem(f"sink {self.name}: look for what refused events wait for", error)
+
+    def _heed_hurry(self) -> None:
+        """Somebody asked us not to wait (`request_hurry`): not even as long as the destination wanted."""
+        if self._retry_at == float("-inf") and self._awaited_at == float("-inf"):
+            return
+        touched = _touched(self._folder.hurry / self.name)
+        if touched != self._hurried_at:
+            self._hurried_at = touched
+            self._retry_at = self._awaited_at = float("-inf")
 
     def _may_go_on(self) -> bool:
         return not self._stopping and time.monotonic() >= self._retry_at
@@ -268,28 +316,78 @@ class Delivery:
     def _send(self, batch: Batch) -> int:
         while batch.events:
             try:
-                self._sink.send(tuple(batch.events))
+                self._hand_over(batch)
             except Rejected as rejected:
                 if not self._set_aside(batch, rejected):
                     raise
+                if rejected.rest_taken:
+                    break
             else:
                 break
         return len(batch.events)
 
+    def _hand_over(self, batch: Batch) -> None:
+        """Send what is to be sent, of what was tried long ago only what is not there."""
+        if self._attempts is not None:
+            durable = self._fsync == "always"
+            doubtful = self._attempts.begin(batch.unsent, durable=durable)
+            if doubtful:
+                self._ask(batch, doubtful, durable=durable)
+        if to_send := batch.unsent:
+            self._sink.send(to_send)
+
+    def _ask(self, batch: Batch, doubtful: Mapping[str, float], *, durable: bool) -> None:
+        assert self._attempts is not None and isinstance(self._sink, Forgetful)
+        asked = [event for event in batch.unsent if event.id in doubtful]
+
+        def never_sent(ids: Collection[str]) -> set[str]:
+            mine = {event.id for event in batch.events}
+            return unsent(self._folder, self._index, self.name, self.cursor, set(ids) - mine)
+
+        missing = {event.id: event for event in self._sink.uncounted(asked, unsent=never_sent)}
+        batch.parts.update((event.id, missing.get(event.id)) for event in asked)
+        self._attempts.renew(missing, durable=durable)
+
     def _set_aside(self, batch: Batch, rejected: Rejected) -> bool:
         """Quarantine the refused events of this batch; False when it named none (then it is an error like others)."""
-        ids = {str(getattr(event, "id", "")) for event in rejected.events}
-        named = [event for event in batch.events if event.id in ids]
+        mine = {event.id for event in batch.events}
+        named = [refusal for refusal in rejected.refusals if getattr(refusal.event, "id", None) in mine]
         if not named:
             return False
-        again = [mark for mark, event in batch.released.items() if event.id in ids]
-        self._write_quarantine([returned(again, rejected.reason)] if again else refused(named, rejected.reason))
+        ids = {refusal.event.id for refusal in named}
+        entries, again = self._entries(batch, named)
+        self._write_quarantine(entries)
         batch.events = [event for event in batch.events if event.id not in ids]
         for mark in again:
             del batch.released[mark]
+        if self._attempts is not None:
+            self._attempts.done(ids)
         self._tell_refused(self.cursor.quarantined, len(named), "events that the sink refused")
         self.cursor.quarantined += len(named)
         return True
+
+    def _entries(self, batch: Batch, named: Sequence[Refusal]) -> tuple[list[dict[str, Any]], list[str]]:
+        """The lines that tell of refusals, and the marks of released events among what was refused.
+
+        A released event whose other part was taken this time is delivered; what is left of it waits as a new entry.
+        """
+        entries: list[dict[str, Any]] = []
+        by_id: dict[str, list[str]] = {}
+        for mark, event in batch.released.items():
+            by_id.setdefault(event.id, []).append(mark)
+        again = []
+        for refusal in named:
+            before = by_id.pop(refusal.event.id, [])
+            again += before
+            mark = event_mark(refusal.event.to_json())
+            if mark in before:
+                entries.append(returned([mark], refusal.reason, awaits=refusal.awaits))
+                before = [each for each in before if each != mark]
+            else:
+                entries += refused([refusal])
+            if before:
+                entries.append(delivered(before))
+        return entries, again
 
     def _set_aside_lines(self, batch: Batch) -> None:
         if batch.unreadable:
@@ -313,6 +411,8 @@ class Delivery:
             self._released.took(batch.released)
         if self._quarantine_end:
             self.cursor.quarantine_bytes = self._quarantine_end
+        if self._attempts is not None:
+            self._attempts.done(event.id for event in batch.events)
         if not sent:
             return
         self.cursor.sent += sent
@@ -359,6 +459,25 @@ class Delivery:
         if batch is not None and not batch.events and not batch.unreadable:
             self.cursor.segments.update(batch.positions)
             self._save(durable=self._fsync != "never")
+
+
+def request_hurry(folder: JournalFolder, sink: str) -> None:
+    """Ask the process that delivers to a sink to try again now, whatever it waits for. Raises OSError."""
+    folder.hurry.mkdir(mode=0o700, exist_ok=True)
+    (folder.hurry / checked_sink_name(sink)).touch()
+
+
+def _touched(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _attempts_of(sink: Sink, path: Path) -> Attempts | None:
+    if not isinstance(sink, Forgetful):
+        return None
+    return Attempts(path, remembers_seconds=sink.remembers_seconds, now=sink.now)
 
 
 def backoff_seconds(failures: int) -> float:

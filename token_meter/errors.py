@@ -8,6 +8,8 @@ TokenMeterError
   JournalError           the journal folder cannot be used as asked
   NewerSchema            data written by a newer version: upgrade before reading it
   InvalidEvent           a line or row is not a meter event
+  InvalidCustomer        a field of a customer cannot be what it says
+  InvalidReport          what came to a webhook is no report of the destination's (also a ValueError)
   MissingExtra           an optional package is needed: says which (is also an ImportError)
   SinkError
     Retry                the destination cannot take the batch now; send it again later
@@ -17,7 +19,7 @@ TokenMeterError
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from token_meter.event import MeterEvent
@@ -55,6 +57,14 @@ class InvalidEvent(TokenMeterError, ValueError):
     """A journal line, row or argument does not describe a meter event."""
 
 
+class InvalidCustomer(TokenMeterError, ValueError):
+    """What was given does not describe a customer; the message names the customer and the field."""
+
+
+class InvalidReport(TokenMeterError, ValueError):
+    """A request to a webhook that the destination did not sign, or that cannot be read. Answer it with 400."""
+
+
 class MissingExtra(TokenMeterError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 
@@ -74,13 +84,43 @@ class Retry(SinkError):
         self.after = after
 
 
-class Rejected(SinkError):
-    """Raised by a sink: these events will never be accepted; the rest of the batch is sent again.
+class Refusal(NamedTuple):
+    """Why a destination does not take one event.
 
-    `events` are quarantined with `reason`.
+    `event` is the event, or the part of it (the same id, fewer token types) that was refused while the rest was taken.
+    `awaits` names what would change the answer, in words of the sink's own: `ready(awaits)` of the sink is asked
+    from time to time, and when that is true the event goes out again without a human.
+    """
+
+    event: MeterEvent
+    reason: str
+    awaits: str | None = None
+
+
+class Rejected(SinkError):
+    """Raised by a sink: these events will not be accepted as they are; the rest of the batch is sent again.
+
+    `events` are quarantined with `reason`. For a reason of its own for each event, and for a sink that has already
+    delivered the rest, raise `Rejected.each(refusals, rest_taken=...)`.
     """
 
     def __init__(self, events: Sequence[MeterEvent], reason: str) -> None:
         super().__init__(reason)
-        self.events = tuple(events)
         self.reason = reason
+        self.refusals = tuple(Refusal(event, reason) for event in events)
+        self.rest_taken = False
+
+    @classmethod
+    def each(cls, refusals: Sequence[Refusal], *, rest_taken: bool) -> Rejected:
+        """Refusals with a reason each. `rest_taken`: every other event of the batch is safely there already."""
+        reasons = list(dict.fromkeys(refusal.reason for refusal in refusals))
+        said = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else "")
+        rejected = cls((), said)
+        rejected.refusals = tuple(refusals)
+        rejected.rest_taken = rest_taken
+        return rejected
+
+    @property
+    def events(self) -> tuple[MeterEvent, ...]:
+        """What was refused."""
+        return tuple(refusal.event for refusal in self.refusals)

@@ -4,6 +4,8 @@ journal.json               which sinks it belongs to
 segments/*.jsonl           what was metered, append-only, one writer each
 cursors/<sink>.json        how far each sink has taken it
 locks/<sink>.lock          which process delivers to a sink
+attempts/<sink>.json       what may be on its way to a sink that forgets, and since when
+hurry/<sink>               touched to ask the process that delivers not to wait
 quarantine/<sink>.jsonl    what a sink refused and lines that cannot be read, with the reason, and what became of it
 problems.jsonl             internal failures, counted
 """
@@ -38,6 +40,8 @@ class JournalFolder:
         self.segments = self.path / "segments"
         self.cursors = self.path / "cursors"
         self.locks = self.path / "locks"
+        self.attempts = self.path / "attempts"
+        self.hurry = self.path / "hurry"
         self.quarantine = self.path / "quarantine"
         self.document = self.path / "journal.json"
         self.problems = self.path / "problems.jsonl"

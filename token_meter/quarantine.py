@@ -26,7 +26,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from token_meter.event import MeterEvent, format_time
+from token_meter.errors import Refusal
+from token_meter.event import format_time
 from token_meter.folder import JournalFolder, sync_folder, write_all
 from token_meter.locks import close_owned, is_at, lock_now, open_owned
 from token_meter.segments import complete_end, read_lines
@@ -47,10 +48,15 @@ ACTION_PREFIX: Final = b'{"action":'
 """How a line begins that says what became of entries."""
 
 
-def refused(events: Iterable[MeterEvent], reason: str) -> list[dict[str, Any]]:
+def refused(refusals: Iterable[Refusal]) -> list[dict[str, Any]]:
     """Entries for events that a sink rejected."""
-    now, reason = _now(), reason[:REASON_CHARACTERS_MAX]
-    return [{"reason": reason, "time": now, "event": event.to_json()} for event in events]
+    now = _now()
+    return [_entry(refusal, now) for refusal in refusals]
+
+
+def _entry(refusal: Refusal, now: str) -> dict[str, Any]:
+    awaits = {} if refusal.awaits is None else {"awaits": refusal.awaits}
+    return {"reason": refusal.reason[:REASON_CHARACTERS_MAX], "time": now, **awaits, "event": refusal.event.to_json()}
 
 
 def unreadable(segment: str, offset: int, *, raw: bytes | None, reason: str) -> dict[str, Any]:
@@ -76,9 +82,11 @@ def delivered(marks: Iterable[str]) -> dict[str, Any]:
     return {"action": "delivered", "time": _now(), "marks": list(marks)}
 
 
-def returned(marks: Iterable[str], reason: str) -> dict[str, Any]:
+def returned(marks: Iterable[str], reason: str, *, awaits: str | None = None) -> dict[str, Any]:
     """The line that says that it refused them again."""
-    return {"action": "returned", "time": _now(), "reason": reason[:REASON_CHARACTERS_MAX], "marks": list(marks)}
+    waiting = {} if awaits is None else {"awaits": awaits}
+    said = reason[:REASON_CHARACTERS_MAX]
+    return {"action": "returned", "time": _now(), "reason": said, **waiting, "marks": list(marks)}
 
 
 def mark_of(entry: Mapping[str, Any]) -> str:

@@ -1,0 +1,94 @@
+"""Which events may be with a destination already, and since when: for destinations that do not remember ids for ever.
+
+Sending an event again is safe as long as the destination still knows its id. One that remembers ids for a day, and
+takes an event an hour before an outage of two days, would count it twice. So for such a sink the ids of a batch are
+written down before it is sent for the first time, and what was tried longer ago than the destination remembers is not
+sent again before somebody asked it whether it is there.
+
+attempts/<sink>.json holds the ids of the batch that is under way (and of those that a crash left), never more than
+`IDS_MAX`: what is acknowledged is not in it any more when the next batch begins. Only the process that holds the
+sink's lock writes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from token_meter.event import MeterEvent
+from token_meter.folder import JOURNAL_SCHEMA, read_document, replace
+
+IDS_MAX: Final = 20_000
+"""So many ids are remembered; batches have a few hundred, so more means that something else is wrong."""
+
+MARGIN_SECONDS: Final = 600.0
+"""So much earlier than the destination forgets we stop to rely on it: clocks differ, and requests take time."""
+
+
+class Attempts:
+    """First attempts of what is not acknowledged, for a sink that forgets after `remembers_seconds`."""
+
+    def __init__(self, path: Path, *, remembers_seconds: float, now: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._remembers_seconds = remembers_seconds
+        self._now = now
+        self._first: dict[str, float] | None = None
+        self._done: set[str] = set()
+
+    def forget(self) -> None:
+        """Read the file again: another process may have delivered meanwhile."""
+        self._first, self._done = None, set()
+
+    def begin(self, events: Sequence[MeterEvent], *, durable: bool) -> dict[str, float]:
+        """Write down that these are about to be sent. Returns those that it may have forgotten: id to first attempt.
+
+        Raises OSError when that cannot be written: then they must not be sent.
+        """
+        first, now = self._known(), self._now()
+        horizon = now - max(0.0, self._remembers_seconds - MARGIN_SECONDS)
+        doubtful = {event.id: first[event.id] for event in events if first.get(event.id, now) < horizon}
+        new = [event.id for event in events if event.id not in first]
+        if new:
+            self._drop_done()
+            first.update(dict.fromkeys(new, now))
+            self._save(durable=durable)
+        return doubtful
+
+    def renew(self, ids: Iterable[str], *, durable: bool) -> None:
+        """These are known not to be there, so their first attempt is now."""
+        self._known().update(dict.fromkeys(ids, self._now()))
+        self._save(durable=durable)
+
+    def done(self, ids: Iterable[str]) -> None:
+        """These are acknowledged, or refused: written down with the next batch, since they never come again."""
+        self._done.update(ids)
+
+    def _known(self) -> dict[str, float]:
+        if self._first is None:
+            self._first = _read(self._path)
+        return self._first
+
+    def _drop_done(self) -> None:
+        first = self._known()
+        for id in self._done & first.keys():
+            del first[id]
+        self._done.clear()
+        while len(first) > IDS_MAX:
+            del first[next(iter(first))]
+
+    def _save(self, *, durable: bool) -> None:
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)
+        replace(self._path, {"schema": JOURNAL_SCHEMA, "first": self._known()}, durable=durable)
+
+
+def _read(path: Path) -> dict[str, float]:
+    """What stands in the file. One that cannot be read is an error: to take it for empty could bill twice."""
+    if not path.exists():
+        return {}
+    document = read_document(path)
+    first = document.get("first") if document is not None else None
+    if not isinstance(first, dict) or not all(isinstance(moment, (int, float)) for moment in first.values()):
+        raise OSError(f"{path} is damaged: it says what may have been sent already. Compare with the sink, delete it")
+    return {str(id): float(moment) for id, moment in first.items()}

@@ -1,0 +1,442 @@
+"""What every billing backend shares: which events it gets, whose they are there, what it is told of them.
+
+    event -> (filter, mode) -> measures -> records -> requests -> answers -> refusals
+
+A vendor's file says how records are put into requests and what its answers mean; everything else is here. A batch is
+sent as a whole, and what was refused of it is raised at the end, so that one bad event holds up no other.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, ClassVar, Final, Literal, NamedTuple
+
+from token_meter.errors import Refusal, Rejected
+from token_meter.event import MeterEvent
+from token_meter.sinks.base import Accounts, Reported, Sketch
+from token_meter.sinks.http import Answer, Http
+from token_meter.sinks.lock import ForkLock
+from token_meter.sinks.mapping import Mapped, Measure
+from token_meter.usage import Usage
+
+Mode = Literal["live", "test"]
+MODES: Final = ("live", "test")
+
+Customers = Mapping[str, str] | Callable[[MeterEvent], str | None] | Literal["registered", "same"]
+"""How a destination's id of a customer is found.
+
+"registered": in `external_ids` of the customer in the ledger. "same": there too, and where nothing is set it is ours.
+A mapping of ours to theirs, or a function of the event, which returns None for a customer it does not know.
+"""
+
+IDENTIFIER_CHARACTERS_MAX: Final = 100
+"""The longest identifier that every backend takes (Stripe's limit); a longer one is replaced by its hash."""
+
+CUSTOMER_KEY: Final = "customer"
+EVENT_KEY: Final = "event"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One thing to report: a measure of an event, for a customer as the destination knows it.
+
+    `identifier` is the same however often the event is sent. `reverses` is the identifier of an earlier record that
+    this one takes back, with a negative value.
+    """
+
+    event: MeterEvent
+    measure: Measure
+    customer: str
+    identifier: str
+    time: datetime
+    value: int
+    reverses: str | None = None
+
+
+class Call(NamedTuple):
+    """One request to be made, and the records that are in it."""
+
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+    records: Sequence[Record]
+
+
+class Refused(NamedTuple):
+    """A record that the destination does not take, and why."""
+
+    record: Record
+    reason: str
+    awaits: str | None = None
+
+
+class Verdict(NamedTuple):
+    """What an answer means for the records of a call: what was refused, and what has to be sent again without it.
+
+    Each sequence of `again` becomes a call of its own. Whatever is in neither is taken.
+    """
+
+    refused: Sequence[Refused] = ()
+    again: Sequence[Sequence[Record]] = ()
+
+
+TAKEN: Final = Verdict()
+
+
+class BackendSink:
+    """The base of the sinks that report to a billing backend. Subclasses write `call` and, if need be, `judge`.
+
+    Events of the other mode: test usage never reaches a live backend, it is left out. Live usage is refused by a sink
+    in test mode, because somebody gave it the wrong key. `where` says which events the sink gets at all.
+    """
+
+    vendor: ClassVar[str] = "backend"
+    """Its name in `Customer.external_ids`."""
+    shown: ClassVar[str] = "the backend"
+    """Its name in messages."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        http: Http,
+        mapping: Mapped,
+        customers: Customers,
+        unattributed: str | None = None,
+        mode: Mode = "live",
+        where: Callable[[MeterEvent], bool] | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode must be 'live' or 'test', not {mode!r}")
+        if isinstance(customers, str) and customers not in ("registered", "same"):
+            raise ValueError(f"customers must be 'registered', 'same', a mapping or a function, not {customers!r}")
+        self.name = name
+        self.mode: Mode = mode
+        self._http = http
+        self._mapping = mapping
+        self._customers = customers
+        self._unattributed = unattributed
+        self._where = where
+        self._accounts: Accounts | None = None
+        self._lock = ForkLock()
+        self._taken: set[str] = set()
+
+    # ---- what a vendor's file writes ----
+
+    records_max: ClassVar[int] = 100
+    """So many records one call holds at most."""
+
+    def call(self, records: Sequence[Record]) -> Call:
+        """The request that reports these records."""
+        raise NotImplementedError
+
+    def judge(self, answer: Answer, call: Call) -> Verdict:
+        """What an answer that is no success means. By default a refusal is as narrowed down as it can be, by halves.
+
+        Raises Retry where the same call should be made again later.
+        """
+        return refused_or_halved(call.records, f"{self.shown} (HTTP {answer.status}): {answer.text}")
+
+    def unfit(self, record: Record) -> Refused | None:
+        """Why a record cannot be sent at all; None when it can."""
+        return None
+
+    def calls(self, records: Sequence[Record]) -> Iterator[Call]:
+        """The requests that report these records, as `send` makes them if none is refused."""
+        for piece in chunks(records, self.records_max):
+            yield self.call(piece)
+
+    # ---- the sink ----
+
+    def send(self, events: Sequence[MeterEvent]) -> None:
+        """Report a batch. Retry while the backend cannot take it, Rejected for what it refused of it."""
+        if not events:
+            return
+        records, refusals = self.records(events)
+        refused: list[Refused] = []
+        fit: dict[str, Record] = {}
+        for record in records:
+            problem = self.unfit(record)
+            if problem is not None:
+                refused.append(problem)
+            else:
+                fit[record.identifier] = record
+        if fit:
+            with self._lock:
+                # Of a batch that failed half-way, what was acknowledged is not sent again by this process.
+                refused += self.deliver([record for record in fit.values() if record.identifier not in self._taken])
+                self._taken.clear()
+        refusals += parts_refused(records, refused)
+        if refusals:
+            raise Rejected.each(refusals, rest_taken=True)
+
+    def deliver(self, records: Sequence[Record]) -> list[Refused]:
+        """Make the requests; what was refused. Raises Retry."""
+        refused: list[Refused] = []
+        for call in self.calls(records):
+            refused += self.settle(call)
+        return refused
+
+    def settle(self, call: Call) -> list[Refused]:
+        """Make one request, and those that follow from its answer, until everything in it is taken or refused."""
+        refused: list[Refused] = []
+        waiting = deque([call])
+        while waiting:
+            call = waiting.popleft()
+            answer = self.post(call)
+            verdict = TAKEN if answer.ok else self.judge(answer, call)
+            refused += verdict.refused
+            waiting.extendleft(self.call(piece) for piece in reversed(verdict.again) if piece)
+            self.took(call.records, but=[*verdict.again, [each.record for each in verdict.refused]])
+        return refused
+
+    def post(self, call: Call) -> Answer:
+        """Make one request. Raises Retry."""
+        return self._http.post(call.path, call.body, headers=call.headers)
+
+    def took(self, records: Iterable[Record], *, but: Sequence[Sequence[Record]] = ()) -> None:
+        """The backend has answered for these, except for some of them."""
+        self._taken.update(record.identifier for record in records)
+        self._taken.difference_update(record.identifier for piece in but for record in piece)
+
+    def bind(self, accounts: Accounts) -> None:
+        """Work with this ledger: customers' ids, and the events that corrections name."""
+        self._accounts = accounts
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._http.server!r}, name={self.name!r}, mode={self.mode!r})"
+
+    # ---- what can be asked of it ----
+
+    def sketch(self, events: Sequence[MeterEvent]) -> tuple[list[Sketch], list[Refusal]]:
+        """The requests that `send` would make for these events, and what it would refuse before it makes any."""
+        records, refusals = self.records(events)
+        refused = [problem for record in records if (problem := self.unfit(record)) is not None]
+        unfit = {each.record.identifier for each in refused}
+        fit = [record for record in records if record.identifier not in unfit]
+        sketches = [Sketch("POST", f"{self._http.url}{call.path}", self.readable(call)) for call in self.calls(fit)]
+        return sketches, [*refusals, *parts_refused(records, refused)]
+
+    def readable(self, call: Call) -> str:
+        """The body of a call as text."""
+        return call.body.decode()
+
+    def reported(self, events: Sequence[MeterEvent]) -> tuple[list[tuple[MeterEvent, Reported]], list[Refusal]]:
+        """What these events make the backend count."""
+        records, refusals = self.records(events)
+        return [(each.event, Reported(each.customer, each.measure.meter, each.value)) for each in records], refusals
+
+    # ---- from events to records ----
+
+    def wants(self, event: MeterEvent) -> bool:
+        """Whether the event is for this sink: of its mode, let through by `where`, and not a mere placeholder."""
+        if event.mode != self.mode and event.mode == "test":
+            return False
+        if not event.usage and event.corrects is None:
+            return False
+        return self._where is None or self._where(event)
+
+    def records(self, events: Iterable[MeterEvent]) -> tuple[list[Record], list[Refusal]]:
+        """What is to be reported of these events, and why some of them cannot be."""
+        wanted = [event for event in events if self.wants(event)]
+        corrected = self._corrected(wanted)
+        ids = self._ids_of([*wanted, *(each for each in corrected.values() if each is not None)])
+        records: list[Record] = []
+        refusals: list[Refusal] = []
+        for event in wanted:
+            made = self._records_of(event, corrected, ids)
+            if isinstance(made, Refusal):
+                refusals.append(made)
+            else:
+                records += made
+        return records, refusals
+
+    def _records_of(
+        self, event: MeterEvent, corrected: Mapping[str, MeterEvent | None], ids: Mapping[str, str]
+    ) -> list[Record] | Refusal:
+        if event.mode != self.mode:
+            return Refusal(
+                event,
+                f"this is live usage and the sink {self.name!r} reports to a test account of {self.shown}. Give it the "
+                "live key and release the event; or, for trials, meter with TOKEN_METER_MODE=test",
+            )
+        reversed_ = self._reversed(event, corrected, ids)
+        if isinstance(reversed_, Refusal):
+            return reversed_
+        if not event.usage:
+            return reversed_
+        customer = self._customer_of(event, ids)
+        if isinstance(customer, Refusal):
+            return customer
+        try:
+            measures = list(self._mapping(event))
+        except Exception as problem:  # noqa: BLE001 - the user's own function; the event waits in quarantine
+            return Refusal(event, f"the mapping of sink {self.name!r} failed: {type(problem).__name__}: {problem}")
+        own = [
+            Record(event, measure, customer, identifier_of(event.id, measure.key), event.time, measure.value)
+            for measure in measures
+        ]
+        return [*reversed_, *own]
+
+    # ---- whose they are ----
+
+    def _ids_of(self, events: Iterable[MeterEvent]) -> Mapping[str, str]:
+        """Their ids of the customers of these events, as far as the ledger knows them."""
+        if not isinstance(self._customers, str) or self._accounts is None:
+            return {}
+        wanted = {event.customer for event in events if event.customer is not None}
+        return self._accounts.external_ids(wanted, backend=self.vendor, mode=self.mode) if wanted else {}
+
+    def _customer_of(self, event: MeterEvent, ids: Mapping[str, str]) -> str | Refusal:
+        if event.customer is None and not callable(self._customers):
+            if self._unattributed is not None:
+                return self._unattributed
+            return Refusal(
+                event,
+                "it has no customer. Enter a correction that names one (meter.record(..., corrects=...)) and discard "
+                f"this one, or give the sink {self.name!r} unattributed=<an id of {self.shown}> and release it",
+            )
+        found = self._looked_up(event, ids)
+        if found:
+            return found
+        if callable(self._customers) or self._customers != "registered":
+            return Refusal(event, f"the sink {self.name!r} was given no id of {self.shown} for {event.customer!r}")
+        return Refusal(
+            event,
+            f"customer {event.customer!r} has no id at {self.shown}. It is sent when that is set: `token-meter "
+            f"customers set {shlex.quote(event.customer or '')} --external {self.vendor}=ID`"
+            + ("" if self._accounts is not None else " (and this meter needs a ledger, which holds customers)"),
+            awaits=f"{CUSTOMER_KEY}:{event.customer}",
+        )
+
+    def _looked_up(self, event: MeterEvent, ids: Mapping[str, str]) -> str | None:
+        if callable(self._customers):
+            return self._customers(event)
+        if isinstance(self._customers, str):
+            return ids.get(event.customer or "") or (event.customer if self._customers == "same" else None)
+        return self._customers.get(event.customer or "")
+
+    def ready(self, awaits: str) -> bool:
+        """Whether what refused events wait for is there: a customer's id, an event that is corrected."""
+        kind, _, id = awaits.partition(":")
+        if self._accounts is None:
+            return False
+        if kind == EVENT_KEY:
+            return self._accounts.event(id) is not None
+        return bool(self._accounts.external_ids([id], backend=self.vendor, mode=self.mode))
+
+    # ---- corrections ----
+
+    def _corrected(self, events: Sequence[MeterEvent]) -> dict[str, MeterEvent | None]:
+        """The events that these correct, by id; None for one that is not known (yet)."""
+        wanted = {event.corrects for event in events if event.corrects is not None}
+        if not wanted:
+            return {}
+        here = {event.id: event for event in events if event.id in wanted}
+        look_up = self._accounts.event if self._accounts is not None else (lambda id: None)
+        return {id: here.get(id) or look_up(id) for id in wanted}
+
+    def _reversed(
+        self, event: MeterEvent, corrected: Mapping[str, MeterEvent | None], ids: Mapping[str, str]
+    ) -> list[Record] | Refusal:
+        """The records that take back what the corrected event reported."""
+        if event.corrects is None:
+            return []
+        original = corrected[event.corrects]
+        if original is None:
+            return Refusal(
+                event,
+                f"it corrects the event {event.corrects}, which is not in the ledger"
+                + (" (yet)" if self._accounts is not None else ": give the meter a ledger"),
+                awaits=f"{EVENT_KEY}:{event.corrects}",
+            )
+        if not self.wants(original) or original.mode != self.mode:
+            return []
+        customer = self._customer_of(original, ids)
+        if isinstance(customer, Refusal):
+            return replace_event(customer, event)
+        return [self.reversal(event, original, measure, customer) for measure in self._mapping(original)]
+
+    def reversal(self, event: MeterEvent, original: MeterEvent, measure: Measure, customer: str) -> Record:
+        """The record that takes back one measure of `original`: the same with a negative value, at the same time."""
+        return Record(
+            event,
+            measure,
+            customer,
+            identifier_of(event.id, f"-{measure.key}"),
+            original.time,
+            -measure.value,
+            reverses=identifier_of(original.id, measure.key),
+        )
+
+
+def replace_event(refusal: Refusal, event: MeterEvent) -> Refusal:
+    """The same refusal, of another event."""
+    return refusal._replace(event=event)
+
+
+def identifier_of(event: str, key: str) -> str:
+    """What a record is known by at the destination: the same for each attempt, within the limit of every backend."""
+    plain = f"{event}:{key}"
+    if len(plain) <= IDENTIFIER_CHARACTERS_MAX and plain.isascii():
+        return plain
+    return sha256(plain.encode()).hexdigest()
+
+
+def parts_refused(records: Sequence[Record], refused: Sequence[Refused]) -> list[Refusal]:
+    """Refused records as refusals of their events: of the part that was refused, where the rest was taken.
+
+    The part makes the same records again, with the same identifiers, and no others.
+    """
+    if not refused:
+        return []
+    whole: dict[str, int] = {}
+    for record in records:
+        whole[record.event.id] = whole.get(record.event.id, 0) + 1
+    by_event: dict[str, list[Refused]] = {}
+    for each in refused:
+        by_event.setdefault(each.record.event.id, []).append(each)
+    return [_part_refused(mine, whole[id]) for id, mine in by_event.items()]
+
+
+def _part_refused(refused: Sequence[Refused], records: int) -> Refusal:
+    event = refused[0].record.event
+    reasons = list(dict.fromkeys(each.reason for each in refused))
+    awaits = refused[0].awaits
+    divisible = event.corrects is None and all(each.record.measure.types for each in refused)
+    if len(refused) == records or not divisible:
+        return Refusal(event, "; ".join(reasons), awaits)
+    types = {name for each in refused for name in each.record.measure.types}
+    part = replace(event, usage=Usage({name: event.usage[name] for name in event.usage if name in types}))
+    return Refusal(part, "; ".join(reasons), awaits)
+
+
+def refused_or_halved(records: Sequence[Record], reason: str) -> Verdict:
+    """A backend refused a request as a whole and does not say why: find the record that it will not take."""
+    if len(records) == 1:
+        return Verdict(refused=[Refused(records[0], reason)])
+    middle = len(records) // 2
+    return Verdict(again=[records[:middle], records[middle:]])
+
+
+def chunks(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
+    """Pieces of at most `size` records, in order."""
+    for start in range(0, len(records), size):
+        yield records[start : start + size]
+
+
+def customers_known(sink: BackendSink, external: Collection[str]) -> dict[str, list[str]]:
+    """Whose ids these are, as far as the ledger knows: theirs to ours."""
+    accounts: Any = sink._accounts
+    if accounts is None:
+        return {}
+    return {id: accounts.customers_of(id, backend=sink.vendor, mode=sink.mode) for id in external}
