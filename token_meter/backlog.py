@@ -153,6 +153,16 @@ def unsent(folder: JournalFolder, index: SegmentIndex, sink: str, cursor: Cursor
     return found | (wanted & aside)
 
 
+def waiting_ids(folder: str | os.PathLike[str], sink: str) -> set[str]:
+    """The ids of all events that wait in the journal for a sink, by its cursor on disk."""
+    journal = JournalFolder(folder)
+    if sink not in (journal.registered() or ()):
+        return set()
+    index = SegmentIndex(journal.segments)
+    waiting = _waiting(index, CursorReader(journal).get(sink))
+    return {id for name, begin, end in waiting for id in _ids_between(index.folder / name, begin, end)}
+
+
 def _ids_between(path: Path, begin: int, end: int) -> Iterator[str]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

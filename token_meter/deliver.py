@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from token_meter.batch import BatchLimits
+from token_meter.batch import BatchLimits, BatchReader
+from token_meter.cursors import Cursor, CursorReader
 from token_meter.decisions import Decided as Decided
 from token_meter.decisions import Quarantined as Quarantined
 from token_meter.decisions import discard as discard
@@ -18,6 +20,8 @@ from token_meter.decisions import quarantine as quarantine
 from token_meter.decisions import quarantined as quarantined
 from token_meter.decisions import release as release
 from token_meter.delivery import Delivery
+from token_meter.delivery import request_hurry as request_hurry
+from token_meter.event import MeterEvent
 from token_meter.folder import JournalFolder
 from token_meter.keeper import Keeper
 from token_meter.locks import holder
@@ -70,6 +74,30 @@ def deliver_once(
         return _deliver(delivery, keeper, index, deadline=time.monotonic() + timeout)
     finally:
         delivery.release()
+
+
+def waiting_events(folder: str | os.PathLike[str], sink: str, *, batch_events: int = 500) -> Iterator[list[MeterEvent]]:
+    """What waits in the journal for a sink, in batches as they would be sent; nothing is sent or moved.
+
+    For a sink that the journal does not know yet: all that is still there, as it would get with `replay`.
+    """
+    journal = JournalFolder(folder)
+    if not journal.exists():
+        return
+    index = SegmentIndex(journal.segments)
+    known = sink in (journal.registered() or ())
+    cursor = CursorReader(journal).get(sink) if known else Cursor()
+    cursor = Cursor(segments={name: position.copy() for name, position in cursor.segments.items()})
+    reader = BatchReader(index, limits=BatchLimits(batch_events), problem=_no_problem)
+    reader.plan(cursor)
+    while (batch := reader.next(cursor)) is not None:
+        if batch.events:
+            yield batch.events
+        cursor.segments.update(batch.positions)
+
+
+def _no_problem(kind: str, detail: object) -> None:
+    """Whoever delivers tells of what is wrong with the journal."""
 
 
 def forget(folder: str | os.PathLike[str], name: str) -> None:

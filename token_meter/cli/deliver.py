@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from token_meter.cli import options
+from token_meter.cli.dry_run import dry_run as show_dry_run
 from token_meter.cli.exits import EPILOG, TROUBLE, WRONG_USAGE, Commands, Failure
 from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
 from token_meter.cli.place import existing_journal, find
 from token_meter.cli.quarantine import app as quarantine_app
 from token_meter.cli.sidecar import Report, Sidecar
-from token_meter.cli.sink_names import Destination, read_sinks
+from token_meter.cli.sink_names import Destination, closing, read_sinks
 from token_meter.cli.tables import Column, Table
 from token_meter.cli.text import age, counted, did_you_mean
 from token_meter.folder import JournalFolder
@@ -24,7 +25,7 @@ from token_meter.folder import JournalFolder
 if TYPE_CHECKING:
     from token_meter.backlog import DeliveryState, JournalStatus
 
-app = typer.Typer(cls=Commands, help="Deliver the journal, and see how far it is.", no_args_is_help=True, epilog=EPILOG)
+app = typer.Typer(cls=Commands, help="Deliver the journal, and see how far it is.", epilog=EPILOG)
 app.add_typer(quarantine_app, name="quarantine")
 
 COLUMNS: Final = (
@@ -42,9 +43,39 @@ SinkOption = Annotated[
     typer.Option(
         "--sink",
         metavar="SINK",
-        help="ledger (default), jsonl:PATH, NAME=jsonl:PATH, or module:attribute for a sink of yours; may be repeated.",
+        help="ledger (default), stripe, lago, amberflo, openmeter, webhook (set up by the environment; options as in "
+        "stripe:api=stream), jsonl:PATH, files:FOLDER, or module:attribute for one of yours; NAME=... names it; may be "
+        "repeated.",
     ),
 ]
+
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the exact requests that the sinks would make, and make none.")
+]
+LastOption = Annotated[
+    int | None,
+    typer.Option("--last", min=1, max=10_000, metavar="N", help="With --dry-run: of the ledger's last N events."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def deliver(
+    context: typer.Context,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    sink: SinkOption = None,
+    dry_run: DryRunOption = False,
+    last: LastOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Deliver the journal, and see how far it is. With --sink and no command: the same as `deliver run`."""
+    if context.invoked_subcommand is None and sink:
+        run(ledger=ledger, journal=journal, sink=sink, dry_run=dry_run, last=last, json=json)
+    elif context.invoked_subcommand is None:
+        write(f"{context.get_help()}\n")
+        raise typer.Exit(WRONG_USAGE)
+    elif any((ledger, journal, sink, dry_run, last, json)):
+        raise Failure(f"options belong after the command: `deliver {context.invoked_subcommand} ...`", code=WRONG_USAGE)
 
 
 @app.command(epilog=EPILOG)
@@ -89,6 +120,8 @@ def run(
     timeout: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Try so long when a sink does not take its events.")
     ] = 10.0,
+    dry_run: DryRunOption = False,
+    last: LastOption = None,
     json: options.JsonOption = False,
 ) -> None:
     """Deliver what waits in the journal, calls of killed processes included.
@@ -98,19 +131,80 @@ def run(
     place = find(ledger, journal)
     folder = existing_journal(place)
     destinations = read_sinks(sink or ["ledger"], place)
-    _check_known(folder, destinations, add=add or replay)
     reports: list[Report] = []
-    try:
+    with closing(destinations):
+        if dry_run:
+            show_dry_run(place, folder, destinations, last=last, json=json)
+            return
+        _check_known(folder, destinations, add=add or replay)
         sidecar = Sidecar(folder, destinations, replay=replay, tell=_teller(json, watch=watch))
         reports = sidecar.watch() if watch else sidecar.once(timeout)
-    finally:
-        for destination in destinations:
-            destination.close()
     if json and not watch:
         write_json([report.to_json() for report in reports])
     _name_the_others(folder, destinations)
     if any(not report.complete for report in reports):
         raise typer.Exit(TROUBLE)
+
+
+@app.command(epilog=EPILOG)
+def check(
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    sink: SinkOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Prove that each sink can be reached, that its key is taken, and that what it reports to is there.
+
+    Sends no usage. Exits with 1 when something is wrong.
+    """
+    place = find(ledger, journal)
+    destinations = read_sinks(sink or ["ledger"], place)
+    with closing(destinations):
+        found = [_checked(each) for each in destinations]
+    if json:
+        write_json(found)
+    else:
+        for each in found:
+            for line in each["lines"]:
+                write(f"{each['sink']}: {line}\n")
+            if each["problem"] is not None:
+                write(f"{each['sink']}: WRONG: {each['problem']}\n")
+    if any(each["problem"] is not None for each in found):
+        raise typer.Exit(TROUBLE)
+
+
+@app.command(epilog=EPILOG)
+def retry(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SINK", help="The sinks, as `deliver status` names them. Default: all."),
+    ] = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Ask the process that delivers to try again now, whatever it waits for: a backoff, or what a backend asked for."""
+    from token_meter.deliver import request_hurry
+    from token_meter.locks import holder
+
+    folder = JournalFolder(existing_journal(find(ledger, journal)))
+    known = folder.registered() or ()
+    for name in names or ():
+        if name not in known:
+            told = f"this journal has no sink {name!r}. It has: {', '.join(known) or 'none'}."
+            raise Failure(f"{told}{did_you_mean(name, known)}", code=WRONG_USAGE)
+    asked = []
+    for name in names or known:
+        request_hurry(folder, name)
+        asked.append({"sink": name, "process": holder(folder.lock(name))})
+    if json:
+        write_json(asked)
+        return
+    for each in asked:
+        who = f"process {each['process']} tries again" if each["process"] is not None else "nobody delivers to it now"
+        write(f"{each['sink']}: {who}\n")
+    if any(each["process"] is None for each in asked):
+        note("the program that delivers starts with it; or `token-meter deliver run --sink ...`")
 
 
 @app.command(epilog=EPILOG)
@@ -140,6 +234,24 @@ def forget(
         write_json({"forgotten": name, "undelivered": found.backlog_events})
     else:
         write(f"{name} is forgotten; {counted(found.backlog_events, 'event')} will not reach it\n")
+
+
+def _checked(destination: Destination) -> dict[str, Any]:
+    """What a sink says about its destination."""
+    from token_meter.errors import TokenMeterError
+    from token_meter.sinks.base import Checked
+
+    lines: list[str] = []
+    problem: str | None = None
+    try:
+        if isinstance(destination.sink, Checked):
+            lines = destination.sink.check()
+        else:
+            destination.sink.send([])
+            lines = ["takes an empty batch (it has no check of its own)"]
+    except (TokenMeterError, OSError, ValueError) as error:
+        problem = str(error)
+    return {"sink": destination.name, "lines": lines, "problem": problem}
 
 
 def status_document(found: JournalStatus) -> dict[str, Any]:

@@ -136,6 +136,9 @@ def discard(
     _tell(decided, "discarded", sink, json=json)
 
 
+app.command("drop", help="Give up refused events: another name for `discard`.", epilog=EPILOG)(discard)
+
+
 def _chosen(ids: list[str] | None, *, all: bool) -> list[str] | Literal["all"]:
     if bool(ids) == all:
         raise Failure("name the ids, or say --all (and not both)", code=WRONG_USAGE)

@@ -233,7 +233,8 @@ class BackendSink:
     def reported(self, events: Sequence[MeterEvent]) -> tuple[list[tuple[MeterEvent, Reported]], list[Refusal]]:
         """What these events make the backend count."""
         records, refusals = self.records(events)
-        return [(each.event, Reported(each.customer, each.measure.meter, each.value)) for each in records], refusals
+        told = (Reported(each.customer, each.measure.meter, each.value, each.time) for each in records)
+        return list(zip((each.event for each in records), told, strict=True)), refusals
 
     # ---- from events to records ----
 
@@ -313,7 +314,8 @@ class BackendSink:
         return Refusal(
             event,
             f"customer {event.customer!r} has no id at {self.shown}. It is sent when that is set: `token-meter "
-            f"customers set {shlex.quote(event.customer or '')} --external {self.vendor}=ID`"
+            f"customers set {shlex.quote(event.customer or '')} --external {self.vendor}=ID"
+            + ("`" if self.mode == "live" else f" --mode {self.mode}`")
             + ("" if self._accounts is not None else " (and this meter needs a ledger, which holds customers)"),
             awaits=f"{CUSTOMER_KEY}:{event.customer}",
         )

@@ -101,11 +101,12 @@ class Reporting(Protocol):
 
 
 class Reported(NamedTuple):
-    """One measure that an event makes for a sink: the customer and meter there, and how much. For reconciliation."""
+    """One measure that an event makes for a sink: customer and meter there, how much, when. For reconciliation."""
 
     customer: str
     meter: str
     value: int
+    time: datetime
 
 
 @runtime_checkable

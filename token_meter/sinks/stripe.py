@@ -196,14 +196,21 @@ class StripeSink(BackendSink):
             return self._stream.post(call.path, call.body, headers=call.headers)
         for attempt in range(1, TRIES):
             try:
-                return super().post(call)
+                return self._posted(call)
             except KeyRefused:
                 raise
             except Retry as retry:
                 if retry.after is not None and retry.after > 1.0:
                     raise
                 time.sleep(retry.after or PAUSE_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5))
-        return super().post(call)
+        return self._posted(call)
+
+    def _posted(self, call: Call) -> Answer:
+        answer = super().post(call)
+        if answer.status == 409:
+            # v2 says so, where v1 says 429, when another request for this customer and meter is under way.
+            raise Retry(f"Stripe is busy with this customer and meter (HTTP 409): {wire.error(answer)[1]}")
+        return answer
 
     def judge(self, answer: Answer, call: Call) -> Verdict:
         """Stripe says at once what is wrong with a single event; of a stream only that it is not well formed."""

@@ -1,0 +1,84 @@
+"""`deliver run --dry-run`: the requests that sinks would make, without making them."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from token_meter.cli.exits import WRONG_USAGE, Failure
+from token_meter.cli.output import note, write, write_json_line
+from token_meter.cli.place import Place, reading
+from token_meter.cli.sink_names import Destination
+from token_meter.cli.text import counted, printable
+from token_meter.folder import JournalFolder
+from token_meter.sinks.base import Sketch, Sketching
+
+if TYPE_CHECKING:
+    from token_meter.errors import Refusal
+    from token_meter.event import MeterEvent
+
+REFUSALS_SHOWN: Final = 20
+
+
+def dry_run(place: Place, folder: Path, destinations: Sequence[Destination], *, last: int | None, json: bool) -> None:
+    """Show what waits for each sink as it would be sent, or the last events of the ledger instead."""
+    for each in destinations:
+        if not isinstance(each.sink, Sketching):
+            raise Failure(f"the sink {each.name!r} makes no requests that could be shown", code=WRONG_USAGE)
+        batches = _waiting(folder, each) if last is None else _recent(place, last)
+        _show(each, each.sink, batches, json=json)
+
+
+def _waiting(folder: Path, destination: Destination) -> Iterator[list[MeterEvent]]:
+    from token_meter.deliver import waiting_events
+
+    if destination.name not in (JournalFolder(folder).registered() or ()):
+        note(f"{destination.name} is new to this journal: all that is still in it, as --replay would send it")
+    return waiting_events(folder, destination.name)
+
+
+def _recent(place: Place, count: int) -> Iterator[list[MeterEvent]]:
+    with reading(place) as ledger:
+        yield list(reversed(ledger.events(order="desc", limit=count)))
+
+
+def _show(destination: Destination, sink: Sketching, batches: Iterable[list[MeterEvent]], *, json: bool) -> None:
+    events = requests = refused = 0
+    for batch in batches:
+        events += len(batch)
+        sketches, refusals = sink.sketch(batch)
+        requests += len(sketches)
+        for sketch in sketches:
+            _show_request(destination.name, sketch, json=json)
+        for refusal in islice(refusals, max(0, REFUSALS_SHOWN - refused)):
+            _show_refusal(destination.name, refusal, json=json)
+        refused += len(refusals)
+    if refused > REFUSALS_SHOWN and not json:
+        note(f"and {counted(refused - REFUSALS_SHOWN, 'event')} more that would be quarantined")
+    what = counted(events, "event") if events else "nothing waits (--last N shows the ledger's last N events): 0 events"
+    note(f"{destination.name}: {what}, {counted(requests, 'request')}, {refused} refused. Nothing was sent")
+
+
+def _show_request(name: str, sketch: Sketch, *, json: bool) -> None:
+    if json:
+        write_json_line({"sink": name, "method": sketch.method, "url": sketch.url, "body": _parsed(sketch.body)})
+    else:
+        write(f"{sketch.method} {sketch.url}\n{printable(sketch.body)}\n\n")
+
+
+def _show_refusal(name: str, refusal: Refusal, *, json: bool) -> None:
+    if json:
+        write_json_line({"sink": name, "refused": refusal.event.id, "reason": refusal.reason})
+    else:
+        note(f"would be quarantined: {refusal.event.id}: {refusal.reason}")
+
+
+def _parsed(body: str) -> Any:
+    """The body as JSON if it is that; a form stays text."""
+    try:
+        return jsonlib.loads(body)
+    except ValueError:
+        return body
