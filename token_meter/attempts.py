@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from token_meter.errors import JournalError
 from token_meter.event import MeterEvent
 from token_meter.folder import JOURNAL_SCHEMA, read_document, replace
 
@@ -42,13 +43,16 @@ class Attempts:
         self._first, self._done = None, set()
 
     def begin(self, events: Sequence[MeterEvent], *, durable: bool) -> dict[str, float]:
-        """Write down that these are about to be sent. Returns those that it may have forgotten: id to first attempt.
+        """Write down that these are about to be sent. Returns what is in doubt: id to first attempt.
 
-        Raises OSError when that cannot be written: then they must not be sent.
+        Nothing is, as long as the destination still knows whatever was tried before. Else everything that was, also
+        lately, because one answer has to tell about all of it. Raises OSError when it cannot be written down, and
+        JournalError when it cannot be read: then nothing may be sent.
         """
         first, now = self._known(), self._now()
         horizon = now - max(0.0, self._remembers_seconds - MARGIN_SECONDS)
-        doubtful = {event.id: first[event.id] for event in events if first.get(event.id, now) < horizon}
+        tried = {event.id: first[event.id] for event in events if event.id in first}
+        doubtful = tried if any(moment < horizon for moment in tried.values()) else {}
         new = [event.id for event in events if event.id not in first]
         if new:
             self._drop_done()
@@ -90,5 +94,8 @@ def _read(path: Path) -> dict[str, float]:
     document = read_document(path)
     first = document.get("first") if document is not None else None
     if not isinstance(first, dict) or not all(isinstance(moment, (int, float)) for moment in first.values()):
-        raise OSError(f"{path} is damaged: it says what may have been sent already. Compare with the sink, delete it")
+        raise JournalError(
+            f"{path} is damaged: it says what may have been sent already, which this destination would count again. "
+            "Compare what it has (`token-meter reconcile sink`), then delete the file"
+        )
     return {str(id): float(moment) for id, moment in first.items()}

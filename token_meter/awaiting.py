@@ -16,6 +16,9 @@ from token_meter.quarantine import ENTRY_BYTES_MAX, append, open_to_read, parse,
 from token_meter.segments import read_lines
 from token_meter.standing import History, Standing
 
+ASKED_AT_ONCE_MAX: Final = 200
+"""So many things a sink is asked about in one turn: each may be a query."""
+
 RELEASED_AT_ONCE_MAX: Final = 10_000
 """So many events are released under one lock; more are released by the following turns."""
 
@@ -25,6 +28,7 @@ class Awaiting(Standing):
 
     def __init__(self, path: Path) -> None:
         self.awaited: dict[str, dict[str, None]] = {}
+        self._turn = 0
         super().__init__(path)
 
     def clear(self) -> None:
@@ -49,7 +53,7 @@ class Awaiting(Standing):
     def release(self, ready: Callable[[str], bool]) -> int:
         """Put back into delivery what is not awaited in vain any more; returns how many. Raises OSError."""
         self.read()
-        marks = [mark for awaits in list(self.awaited) if ready(awaits) for mark in self.awaited[awaits]]
+        marks = [mark for awaits in self._next_asked() if ready(awaits) for mark in self.awaited[awaits]]
         if not marks:
             return 0
         with writing(self.path) as descriptor:
@@ -59,6 +63,13 @@ class Awaiting(Standing):
             chosen = list(islice(waiting, RELEASED_AT_ONCE_MAX))
             append(descriptor, (released(_event_at(descriptor, history.places[mark][0])) for mark in chosen))
         return len(chosen)
+
+    def _next_asked(self) -> list[str]:
+        """What to ask about this time: where there is too much for one turn, the following turns ask on."""
+        names = list(self.awaited)
+        start = self._turn % len(names) if len(names) > ASKED_AT_ONCE_MAX else 0
+        self._turn = start + ASKED_AT_ONCE_MAX
+        return [*names[start:], *names[:start]][:ASKED_AT_ONCE_MAX]
 
 
 def _event_at(descriptor: int, begin: int) -> Mapping[str, Any]:

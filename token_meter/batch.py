@@ -35,11 +35,12 @@ class Batch:
     """Events to send next, and where the cursor stands once they are acknowledged.
 
     Those that come from the quarantine stand in `released` too, by their marks; no cursor moves for them. `parts`
-    says what of an event is still to be sent where the destination has the rest (None: it has all of it).
+    says what of an event is still to be sent where the destination has the rest (None: it has all of it). It knows
+    events as objects, `id(event)`: a placeholder and its real event have one id.
     """
 
     events: list[MeterEvent] = field(default_factory=list)
-    parts: dict[str, MeterEvent | None] = field(default_factory=dict)
+    parts: dict[int, MeterEvent | None] = field(default_factory=dict)
     positions: dict[str, Position] = field(default_factory=dict)
     unreadable: list[dict[str, Any]] = field(default_factory=list)
     released: dict[str, MeterEvent] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Batch:
         """What is to be sent."""
         if not self.parts:
             return tuple(self.events)
-        chosen = (self.parts.get(event.id, event) for event in self.events)
+        chosen = (self.parts.get(id(event), event) for event in self.events)
         return tuple(part for part in chosen if part is not None)
 
     def is_full(self, limits: BatchLimits) -> bool:

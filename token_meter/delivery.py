@@ -338,14 +338,15 @@ class Delivery:
 
     def _ask(self, batch: Batch, doubtful: Mapping[str, float], *, durable: bool) -> None:
         assert self._attempts is not None and isinstance(self._sink, Forgetful)
-        asked = [event for event in batch.unsent if event.id in doubtful]
+        asked = {event.id: event for event in batch.unsent if event.id in doubtful and (event.usage or event.corrects)}
 
         def never_sent(ids: Collection[str]) -> set[str]:
             mine = {event.id for event in batch.events}
-            return unsent(self._folder, self._index, self.name, self.cursor, set(ids) - mine)
+            behind = unsent(self._folder, self._index, self.name, self.cursor, set(ids) - mine)
+            return behind | (mine.intersection(ids) - doubtful.keys())
 
-        missing = {event.id: event for event in self._sink.uncounted(asked, unsent=never_sent)}
-        batch.parts.update((event.id, missing.get(event.id)) for event in asked)
+        missing = {event.id: event for event in self._sink.uncounted(list(asked.values()), unsent=never_sent)}
+        batch.parts.update((id(event), missing.get(event.id)) for event in asked.values())
         self._attempts.renew(missing, durable=durable)
 
     def _set_aside(self, batch: Batch, rejected: Rejected) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datetime import date, datetime
     from pathlib import Path
 
+    from token_meter.accounts.book import CustomerBook
     from token_meter.estimates import Estimates
     from token_meter.event import MeterEvent
     from token_meter.health import Health
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from token_meter.ledger import Ledger, UsageRow
     from token_meter.providers.patching import Undo
     from token_meter.reporter import Reporter
+    from token_meter.sinks.base import Report
 
     Moment = datetime | date | str | None
 
@@ -90,6 +92,7 @@ class Meter:
             self._journal.on_maintain = lambda: (alive := catch_up()) and alive()
         self._recorder.allow_include_usage(*os.environ.get("TOKEN_METER_INCLUDE_USAGE_HOSTS", "").split(","))
         self._started = False
+        self._lost_seen = 0
         self._undo: list[Undo] = []
         self._closed = False
         if not _open:
@@ -243,6 +246,51 @@ class Meter:
             self._recorder.enter(document, scope.tallies, quantities, repeatable=id is not None)
         return event
 
+    def take_report(self, sink: str, body: bytes, headers: Mapping[str, str]) -> Report | None:
+        """Hand over a request that a billing backend made to your webhook about events it refused after all.
+
+        They are quarantined with the reason, for a human to release. None: the request is about something else. Raises
+        InvalidReport for one that the backend did not sign (answer 400), Retry when it cannot be looked into now
+        (answer 503, so that it is sent again), and ValueError for a sink that is not here or takes no reports.
+        """
+        from token_meter.deliver import quarantine
+        from token_meter.sinks.base import Reporting
+
+        found = next((each for each in self._sinks if sink_name(each) == sink), None)
+        if not isinstance(found, Reporting):
+            known = ", ".join(sink_name(each) for each in self._sinks if isinstance(each, Reporting)) or "none"
+            raise ValueError(f"no sink {sink!r} takes reports. Those that do: {known}")
+        report = found.report_in(body, headers)
+        if report is not None and self._journal is not None:
+            quarantine(self._journal.folder, sink, report.refusals, report=report.id)
+            if report.unnamed or report.unknown:
+                self._journal.problem(
+                    f"sink {sink}: a report of refused events that it does not name",
+                    f"{report.unnamed + len(report.unknown)} events of report {report.id}: `token-meter reconcile sink "
+                    f"{sink}` finds them",
+                )
+        return report
+
+    def record_event(self, event: MeterEvent) -> None:
+        """Enter an event that was made elsewhere, such as from a partner's record, as it is.
+
+        An event with an id that is known counts nothing. It is on disk when this returns.
+        """
+        if self.disabled:
+            return
+        document = event.to_json()
+        if self._recorder.mode != "live":
+            document["mode"] = self._recorder.mode
+        self._recorder.enter(document, (), event.usage, repeatable=True)
+
+    def sync(self) -> bool:
+        """Force everything recorded so far to disk. False when the disk did not take all of it since the last time."""
+        if self._journal is None:
+            return True
+        self._journal.maintain()
+        seen, self._lost_seen = self._lost_seen, self._journal.lost
+        return not self._journal.pending and self._lost_seen == seen
+
     # ---- queries ----
 
     @property
@@ -254,6 +302,17 @@ class Meter:
                 "this meter has no ledger to query. Give it one: Meter('usage.db', ...) or Meter('postgresql://…')."
             )
         return found.ledger  # type: ignore[no-any-return]
+
+    @property
+    def customers(self) -> CustomerBook:
+        """Who the customers are: read and edit them. Raises NoLedger when there is no ledger to keep them in.
+
+        `meter.customers.edit("acme", external_ids={"stripe": "cus_…"})`. Whoever is new is in it when their first event
+        reaches the ledger: `meter.flush()` waits for that.
+        """
+        from token_meter.accounts.book import CustomerBook
+
+        return CustomerBook(self.ledger)
 
     def events(
         self, *, customer: str | object | None = ..., limit: int | None = None, **filters: Any
@@ -360,6 +419,10 @@ class Meter:
                     f"{sink!r} is no sink: give a ledger path or URL, or an object with send(events). For a plain "
                     "function use CallbackSink(function)."
                 )
+        if any(callable(getattr(sink, "bind", None)) for sink in made):
+            from token_meter.accounts.directory import bind
+
+            bind(made)
         return made
 
     def _made_journal(self, folder: str | os.PathLike[str] | None, *, from_environment: bool) -> Journal | None:

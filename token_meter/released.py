@@ -19,6 +19,7 @@ from token_meter.quarantine import (
     ACTION_PREFIX,
     ENTRY_BYTES_MAX,
     delivered,
+    id_in,
     marks_in,
     open_to_read,
     parse,
@@ -72,10 +73,13 @@ class Released(Log):
             return batch
         try:
             passed_over = self._unsaid | self._useless
+            ids: set[str] = set()
             for mark, place in list(islice(self._places.items(), limits.events + len(passed_over))):
                 if batch.is_full(limits):
                     break
-                if mark not in passed_over:
+                # Parts of one event go out in batches of their own, so that each answer is about one of them.
+                if mark not in passed_over and id_in(mark) not in ids:
+                    ids.add(id_in(mark))
                     self._add(batch, mark, descriptor, place)
         finally:
             os.close(descriptor)

@@ -401,12 +401,12 @@ def parts_refused(records: Sequence[Record], refused: Sequence[Refused]) -> list
     """
     if not refused:
         return []
-    whole: dict[str, int] = {}
+    whole: dict[int, int] = {}
     for record in records:
-        whole[record.event.id] = whole.get(record.event.id, 0) + 1
-    by_event: dict[str, list[Refused]] = {}
+        whole[id(record.event)] = whole.get(id(record.event), 0) + 1
+    by_event: dict[int, list[Refused]] = {}
     for each in refused:
-        by_event.setdefault(each.record.event.id, []).append(each)
+        by_event.setdefault(id(each.record.event), []).append(each)
     return [_part_refused(mine, whole[id]) for id, mine in by_event.items()]
 
 
