@@ -18,6 +18,7 @@ EXAMPLES = {
     "flask_app": ["/stream for globex: 200", "  acme   /ask    1 call", "  globex /stream 1 call"],
     "instrument_libraries": ["answered 4 requests", "metered: acme gemini-2.5-flash", "metered: acme gpt-5-mini"],
     "manual_record": ["attempt 3 recorded job-4711", "globex  llama-3.3-70b {'input': 100}, 1 event", "  acme    12"],
+    "orb_sink": ["Orb bills acme 4000 tokens of cached input", "1 event delivered, 1 in quarantine"],
     "own_sink": ["busy 1 time and now has 2 events", "billing: 2 delivered, 1 in quarantine", "jsonl: 3 delivered, 0"],
     "quickstart": ["this block: 1 call, Usage(input=2, output=19)", "globex   search   text-embedding-3-small"],
     "serverless": ["acme: 23 tokens; 0 events wait", "globex: 23 tokens; 0 events wait"],

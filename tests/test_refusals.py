@@ -12,7 +12,8 @@ import pytest
 
 from tests.journal_kit import ListSink, call, event, opened
 from token_meter.attempts import Attempts
-from token_meter.awaiting import ASKED_AT_ONCE_MAX, awaited_in
+from token_meter.awaiting import ASKED_AT_ONCE_MAX
+from token_meter.backlog import status
 from token_meter.deliver import (
     deliver_once,
     discard,
@@ -187,12 +188,14 @@ def test_what_waits_for_a_customer_goes_out_by_itself_when_that_is_known(folder:
 def test_what_is_awaited_is_known_to_the_next_process_too(folder: Path) -> None:
     write(folder, "b1", customer="bob")
     deliver_once(folder, Register(), replay=True)
+    (waiting,) = status(folder).deliveries
 
     later = Register("bob")
     deliver_once(folder, later)
 
     assert later.ids == ["b1"]
-    assert awaited_in(JournalFolder(folder).refusals("register")) == {}
+    (state,) = status(folder).deliveries
+    assert (waiting.awaiting, state.awaiting) == (1, 0)
 
 
 def test_an_event_that_was_discarded_does_not_come_back_by_itself(folder: Path) -> None:

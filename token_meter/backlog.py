@@ -31,8 +31,9 @@ class DeliveryState:
     """One sink: what it has and what waits for it.
 
     `holder` is the process that delivers now. `quarantined` are events the sink refused and `invalid` unreadable
-    lines, as long as nobody has decided about them; `released` are refused events on their way again, which count in
-    `backlog_events`. `blocked` are segments (with the reason) that wait for a newer version of this package.
+    lines, as long as nobody has decided about them; `awaiting` of the refused events are released by themselves when
+    what they wait for is there. `released` are refused events on their way again, which count in `backlog_events`.
+    `blocked` are segments (with the reason) that wait for a newer version of this package.
     """
 
     name: str
@@ -47,6 +48,7 @@ class DeliveryState:
     retry_at: datetime | None
     holder: int | None
     blocked: dict[str, str]
+    awaiting: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,7 @@ def measure(
         retry_at=_moment(cursor.retry_at),
         holder=holder(folder.lock(sink)),
         blocked=dict(cursor.blocked),
+        awaiting=quarantine.awaiting,
     )
 
 

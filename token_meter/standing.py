@@ -85,11 +85,17 @@ class Standing(Log):
         """Forget what was read."""
         self.waiting: dict[str, bool] = {}
         self.released: dict[str, str] = {}
+        self.awaiting_for: dict[str, str] = {}
 
     @property
     def events(self) -> int:
         """How many refused events wait for a human."""
         return sum(list(self.waiting.values()))
+
+    @property
+    def awaiting(self) -> int:
+        """How many of them are released by themselves when what they wait for is there."""
+        return len(self.awaiting_for)
 
     @property
     def lines(self) -> int:
@@ -105,6 +111,10 @@ class Standing(Log):
 
     def move(self, mark: str, line: Mapping[str, Any], begin: int) -> None:
         """What a line says about an entry."""
+        self.awaiting_for.pop(mark, None)
+        awaits = line.get("awaits")
+        if isinstance(awaits, str) and line.get("action") in (None, "returned"):
+            self.awaiting_for[mark] = awaits
         match line.get("action"):
             case None:
                 self.waiting[mark] = "event" in line

@@ -220,11 +220,13 @@ def _sinks(facts: Facts) -> Iterator[Check]:
     for state in facts.journal.deliveries if facts.journal else ():
         yield _backlog(state, facts.place.again)
         if state.quarantined or state.invalid:
+            by_itself = f" {state.awaiting} of them go out by themselves when that is mended." if state.awaiting else ""
             yield Check(
                 Level.WRONG, f"sink {state.name}",
                 f"in quarantine: {counted(state.quarantined, 'refused event')}, "
                 f"{counted(state.invalid, 'unreadable line')}",
-                f"See `token-meter deliver quarantine list{facts.place.again}`; then `release` or `discard` them.",
+                f"See `token-meter deliver quarantine list{facts.place.again}` for the reasons; then `release` or "
+                f"`discard` them.{by_itself}",
             )  # fmt: skip
         for reason in state.blocked.values():
             yield Check(Level.WRONG, f"sink {state.name}", reason, "Upgrade token_meter in the delivering process.")

@@ -30,8 +30,8 @@ API_URL: Final = "https://api.getlago.com"
 KEY_VARIABLE: Final = "LAGO_API_KEY"
 URL_VARIABLE: Final = "LAGO_API_URL"
 EVENTS_PATH: Final = "/api/v1/events"
-PAGE_SIZE: Final = 100
-PAGES_MAX: Final = 10_000
+PAGE_SIZE: Final = 500
+PAGES_MAX: Final = 2_000
 
 CODES: Final[Mapping[str, str]] = {
     "input": "llm_input_tokens",
@@ -158,13 +158,20 @@ class LagoSink(BackendSink):
             "per_page": str(PAGE_SIZE),
         }
         total = 0
+        # With ClickHouse behind it Lago lists what was sent twice twice, and counts it once.
+        seen: set[tuple[str, datetime]] = set()
         for page in range(1, PAGES_MAX + 1):
             answer = self._http.get(EVENTS_PATH, {**asked, "page": str(page)})
             document = answer.json()
             found = document.get("events") if isinstance(document, dict) else None
             if not answer.ok or not isinstance(found, list):
                 raise Retry(f"Lago does not list events (HTTP {answer.status}): {answer.text}")
-            total += sum(_value(each) for each in found if since <= _moment(each) < until)
+            for each in found:
+                moment = _moment(each)
+                known = (str(each.get("transaction_id")), moment)
+                if since <= moment < until and known not in seen:
+                    seen.add(known)
+                    total += _value(each)
             if len(found) < PAGE_SIZE:
                 return total
         raise Retry(f"Lago lists more than {PAGES_MAX * PAGE_SIZE} events: ask for a shorter period")
