@@ -898,3 +898,21 @@ def test_a_full_disk_does_not_stop_the_delivery_of_what_is_written(folder, tmp_p
     )
 
     assert out.splitlines() == ["False ['dead', 'written']", "True ['dead', 'waits', 'written']"]
+
+
+def test_a_sink_may_want_to_be_given_events_less_often(journal):
+    """What it is given seldom is still given at once when somebody flushes."""
+
+    class Lazy(ListSink):
+        interval_seconds = 3_600.0
+
+    lazy, eager = Lazy("lazy"), ListSink("eager")
+    with Reporter(journal, [lazy, eager], interval_seconds=0.01) as reporter:
+        call(journal, "e1")
+        assert reporter.flush(10)
+        call(journal, "e2")
+        wait(lambda: eager.ids == ["e1", "e2"])
+        before = list(lazy.ids)
+        assert reporter.flush(10)
+
+    assert (before, lazy.ids) == (["e1"], ["e1", "e2"])

@@ -78,6 +78,7 @@ class Delivery:
     ) -> None:
         self.name = sink_name(sink)
         self.lock_path = folder.lock(self.name)
+        self.interval_seconds: float | None = getattr(sink, "interval_seconds", None)
         self.cursor = Cursor()
         self.asked_to_wait = False
         self._sink = sink

@@ -115,14 +115,15 @@ class Reporter:
             self.start()
 
     def _start(self) -> bool:
-        turns: list[tuple[str, Callable[[], None], Callable[[], None]]] = [
-            ("journal", _keeping(self._journal, self._keeper), _nothing)
+        usual = self._interval_seconds
+        turns: list[tuple[str, Callable[[], None], Callable[[], None], float]] = [
+            ("journal", _keeping(self._journal, self._keeper), _nothing, usual)
         ]
-        turns += [(each.name, each.run, each.leave) for each in self._deliveries]
-        for place, (name, turn, leave) in enumerate(turns):
+        turns += [(each.name, each.run, each.leave, each.interval_seconds or usual) for each in self._deliveries]
+        for place, (name, turn, leave, interval_seconds) in enumerate(turns):
             if place < len(self._threads) and self._threads[place].is_alive():
                 continue
-            loop = Loop(name, turn, leave, interval_seconds=self._interval_seconds, problem=self._journal.problem)
+            loop = Loop(name, turn, leave, interval_seconds=interval_seconds, problem=self._journal.problem)
             try:
                 loop.start()
             except RuntimeError as error:

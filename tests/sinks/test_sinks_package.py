@@ -11,7 +11,10 @@ import token_meter.sinks
 from token_meter.errors import Rejected, Retry
 from token_meter.sinks.base import Sink
 
-NAMES = ["CallbackSink", "JsonlSink", "LedgerSink", "MemorySink", "Rejected", "Retry", "Sink"]
+NAMES = [
+    "AmberfloSink", "CallbackSink", "FilesSink", "JsonlSink", "LagoSink", "LedgerSink", "Measure", "MemorySink",
+    "OpenMeterSink", "OpenTelemetrySink", "Refusal", "Rejected", "Retry", "Rule", "Sink", "StripeSink", "WebhookSink",
+]  # fmt: skip
 
 
 def test_the_names_are_there():

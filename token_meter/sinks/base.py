@@ -18,7 +18,8 @@ class Sink(Protocol):
     `send` returns when every event of the batch is safely there. It raises `Retry(after=seconds)` when the
     destination cannot take the batch now, and `Rejected(events, reason)` for events it will never take; anything
     else it raises counts as a retry. Batches are delivered at least once, always with the same event ids: a
-    destination that can deduplicate by id is exact. `close` is called, if present, when the meter closes.
+    destination that can deduplicate by id is exact. `close` is called, if present, when the meter closes, and
+    `interval_seconds` says how often it wants to be given what there is, where a fifth of a second is too often.
     What else a sink can offer: `Waiting`, `Forgetful`, `Bound`, `Checked`, `Counting`, `Reporting`, `Sketching`.
     """
 
