@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import MISSING, fields
+from datetime import UTC, datetime
 from typing import Any
 
 from inline_snapshot import snapshot
 
 import token_meter
+import token_meter.partners
 import token_meter.sinks
 import token_meter.testing
 from tests.doc_tables import every_command
-from token_meter import CustomerScope, Meter, MeterEvent, Tally, TokenMeterError, Usage
+from token_meter import Customer, CustomerScope, Meter, MeterEvent, Tally, TokenMeterError, Usage
+from token_meter.accounts import CustomerBook, CustomerChanges, Edited, check_csv, export_csv, import_csv
 from token_meter.event import STATUSES
 from token_meter.health import Health
 from token_meter.ledger import Ledger, UsageRow
@@ -55,7 +58,9 @@ def test_names() -> None:
             "HEADLINES",
             "TOKEN_TYPES",
             "BudgetExceeded",
+            "Customer",
             "CustomerScope",
+            "InvalidCustomer",
             "InvalidEvent",
             "JournalError",
             "Meter",
@@ -140,7 +145,10 @@ def test_meter() -> None:
                 "status: Status = complete",
                 "-> MeterEvent",
             ],
+            "record_event": ["self", "event: MeterEvent", "-> None"],
+            "sync": ["self", "-> bool"],
             "ledger": ["property"],
+            "customers": ["property"],
             "events": [
                 "self",
                 "*",
@@ -352,6 +360,7 @@ def test_errors() -> None:
             "  JournalError",
             "  NewerSchema",
             "  InvalidEvent (ValueError)",
+            "  InvalidCustomer (ValueError)",
             "  MissingExtra (ImportError)",
             "  SinkError",
             "    Retry",
@@ -403,10 +412,116 @@ def test_ledger() -> None:
             ],
             "summary": ["self", "-> LedgerSummary"],
             "conflicts": ["self", "limit: int = 100", "-> list[Conflict]"],
+            "reading": ["self", "-> Iterator[tuple[Store, Connection]]"],
+            "writing": ["self", "-> Iterator[tuple[Store, Connection]]"],
             "close": ["self", "-> None"],
         }
     )
     assert [each.name for each in fields(UsageRow)] == snapshot(["group", "usage", "events"])
+
+
+def test_customers() -> None:
+    defaults = {each.name: "" if each.default is MISSING else repr(each.default) for each in fields(Customer)}
+
+    assert {each.name: (str(each.type), defaults[each.name]) for each in fields(Customer)} == snapshot(
+        {
+            "id": ("str", ""),
+            "name": ("str | None", "None"),
+            "email": ("str | None", "None"),
+            "currency": ("str | None", "None"),
+            "time_zone": ("str | None", "None"),
+            "external_ids": ("Mapping[str, str]", ""),
+            "details": ("Mapping[str, str]", ""),
+            "status": ("CustomerStatus", "'active'"),
+            "mode": ("Mode", "'live'"),
+            "created": ("datetime | None", "None"),
+            "updated": ("datetime | None", "None"),
+        }
+    )
+    assert signatures(CustomerBook) == snapshot(
+        {
+            "__init__": ["self", "ledger: Ledger", "-> None"],
+            "get": ["self", "id: str", "*", "mode: Mode = live", "-> Customer | None"],
+            "list": [
+                "self",
+                "*",
+                "mode: Mode = live",
+                "status: CustomerStatus | None = None",
+                "limit: int | None = None",
+                "-> Customers",
+            ],
+            "iterate": [
+                "self",
+                "*",
+                "mode: Mode = live",
+                "status: CustomerStatus | None = None",
+                "-> Iterator[Customer]",
+            ],
+            "external_ids": [
+                "self",
+                "ids: Collection[str]",
+                "*",
+                "backend: str",
+                "mode: Mode = live",
+                "-> dict[str, str]",
+            ],
+            "customers_of": ["self", "external_id: str", "*", "backend: str", "mode: Mode = live", "-> Ids"],
+            "edit": ["self", "id: str", "*", "mode: Mode = live", "**changes: Unpack[CustomerChanges]", "-> Customer"],
+            "edit_many": ["self", "edits: Edits", "*", "mode: Mode = live", "-> Edited"],
+            "preview": ["self", "edits: Edits", "*", "mode: Mode = live", "-> Edited"],
+            "save": ["self", "customer: Customer", "-> Customer"],
+        }
+    )
+    assert list(CustomerChanges.__annotations__) == snapshot(
+        ["name", "email", "currency", "time_zone", "external_ids", "details", "status"]
+    )
+    assert [each.name for each in fields(Edited)] == snapshot(["added", "changed", "unchanged", "refused"])
+    made = {each.__name__: signature(each) for each in (import_csv, check_csv, export_csv)}
+    assert made == snapshot(
+        {
+            "import_csv": [
+                "book: CustomerBook",
+                "source: str | os.PathLike[str] | bytes",
+                "*",
+                "mode: Mode = live",
+                "-> Edited",
+            ],
+            "check_csv": [
+                "book: CustomerBook | None",
+                "source: str | os.PathLike[str] | bytes",
+                "*",
+                "mode: Mode = live",
+                "-> Edited",
+            ],
+            "export_csv": ["book: CustomerBook", "*", "mode: Mode = live", "-> Iterator[str]"],
+        }
+    )
+
+
+def test_json_form_of_a_customer() -> None:
+    customer = Customer(
+        id="acme", name="Acme Inc.", email="billing@acme.example", currency="EUR", time_zone="Europe/Berlin",
+        external_ids={"stripe": "cus_1"}, details={"tax_id": "DE123"}, status="paused", mode="test",
+        created=datetime(2026, 1, 1, tzinfo=UTC), updated=datetime(2026, 1, 2, tzinfo=UTC),
+    )  # fmt: skip
+    document = customer.to_json()
+
+    assert Customer.from_json(document) == customer
+    assert document == snapshot(
+        {
+            "id": "acme",
+            "mode": "test",
+            "status": "paused",
+            "name": "Acme Inc.",
+            "email": "billing@acme.example",
+            "currency": "EUR",
+            "time_zone": "Europe/Berlin",
+            "external_ids": {"stripe": "cus_1"},
+            "details": {"tax_id": "DE123"},
+            "created": "2026-01-01T00:00:00.000000Z",
+            "updated": "2026-01-02T00:00:00.000000Z",
+        }
+    )
 
 
 def test_health() -> None:
@@ -466,7 +581,13 @@ def test_testing() -> None:
 def test_command_line() -> None:
     assert sorted(every_command()) == snapshot(
         [
+            "customers export",
+            "customers import",
             "customers list",
+            "customers pause",
+            "customers resume",
+            "customers set",
+            "customers show",
             "deliver forget",
             "deliver quarantine discard",
             "deliver quarantine list",
@@ -478,7 +599,91 @@ def test_command_line() -> None:
             "events export",
             "events show",
             "events tail",
+            "import",
             "usage",
             "version",
+        ]
+    )
+
+
+def test_partners() -> None:
+    made = {name: getattr(token_meter.partners, name) for name in token_meter.partners.__all__}
+
+    assert {name: signature(each) for name, each in made.items() if inspect.isfunction(each)} == snapshot(
+        {
+            "import_file": [
+                "meter: Meter | Recording",
+                "partner: str",
+                "*files: str | os.PathLike[str]",
+                "customer_field: Field | None = None",
+                "dimensions: Mapping[str, Field] | None = None",
+                "since: datetime | None = None",
+                "until: datetime | None = None",
+                "skip_bad: bool = False",
+                "dry_run: bool = False",
+                "watch: Callable[[MeterEvent], object] | None = None",
+                "moved: Callable[[int], object] | None = None",
+                "-> Imported",
+            ],
+            "import_records": [
+                "meter: Meter | Recording",
+                "partner: str",
+                "records: Iterable[Row]",
+                "*",
+                "customer_field: Field | None = None",
+                "dimensions: Mapping[str, Field] | None = None",
+                "skip_bad: bool = False",
+                "-> Imported",
+            ],
+            "pull": [
+                "meter: Meter | Pulling",
+                "partner: str",
+                "*",
+                "url: str | None = None",
+                "key: Key | None = None",
+                "since: datetime | None = None",
+                "until: datetime | None = None",
+                "ids: Iterable[str] | None = None",
+                "customer_field: Field | None = None",
+                "dimensions: Mapping[str, Field] | None = None",
+                "parameters: Mapping[str, str] | None = None",
+                "overlap: timedelta | None = None",
+                "cursor: str | os.PathLike[str] | None = None",
+                "skip_bad: bool = False",
+                "dry_run: bool = False",
+                "watch: Callable[[MeterEvent], object] | None = None",
+                "-> Imported",
+            ],
+        }
+    )
+    assert sorted(made) == snapshot(
+        [
+            "BadRow",
+            "Imported",
+            "LiteLLMCallback",
+            "PartnerError",
+            "UnreadableRows",
+            "import_file",
+            "import_records",
+            "pull",
+        ]
+    )
+    assert [each.name for each in fields(token_meter.partners.Imported)] == snapshot(
+        [
+            "partner",
+            "read",
+            "events",
+            "duplicates",
+            "skipped",
+            "bad_rows",
+            "bad",
+            "without_customer",
+            "flagged",
+            "by_status",
+            "usage",
+            "first",
+            "last",
+            "recorded",
+            "reached",
         ]
     )

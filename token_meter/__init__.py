@@ -17,6 +17,7 @@ from token_meter.context import Tally
 from token_meter.customer import CustomerScope
 from token_meter.errors import (
     BudgetExceeded,
+    InvalidCustomer,
     InvalidEvent,
     JournalError,
     MeteringUnavailable,
@@ -33,6 +34,7 @@ from token_meter.meter import Meter
 from token_meter.usage import HEADLINES, TOKEN_TYPES, TokenType, Usage
 
 if TYPE_CHECKING:
+    from token_meter.accounts.customer import Customer
     from token_meter.event import MeterEvent
 
 __version__ = "0.1.0"
@@ -41,7 +43,9 @@ __all__ = [
     "HEADLINES",
     "TOKEN_TYPES",
     "BudgetExceeded",
+    "Customer",
     "CustomerScope",
+    "InvalidCustomer",
     "InvalidEvent",
     "JournalError",
     "Meter",
@@ -62,7 +66,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The event class is loaded when it is first asked for: the hot path does without it."""
+    """These classes are loaded when they are first asked for: the hot path does without them."""
+    if name == "Customer":
+        from token_meter.accounts.customer import Customer
+
+        return Customer
     if name == "MeterEvent":
         from token_meter.event import MeterEvent
 

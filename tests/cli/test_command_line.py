@@ -28,7 +28,9 @@ COMMANDS = dict(_commands(typer.main.get_command(app)))
 
 def test_the_commands_are_those_that_are_documented() -> None:
     assert {" ".join(path) for path in COMMANDS} == {
-        "demo", "usage", "doctor", "version", "events tail", "events export", "events show", "customers list",
+        "demo", "usage", "import", "doctor", "version", "events tail", "events export", "events show", "customers list",
+        "customers show", "customers set", "customers import", "customers export", "customers pause",
+        "customers resume",
         "deliver status", "deliver run", "deliver forget", "deliver quarantine list", "deliver quarantine release",
         "deliver quarantine discard",
     }  # fmt: skip

@@ -18,6 +18,7 @@ from tests.ledger import brute
 from tests.ledger.worker import numbered
 from token_meter.errors import NewerSchema, Retry
 from token_meter.ledger import Ledger
+from token_meter.ledger.migrate import HEAD
 from token_meter.ledger.opening import make_store, parse
 from token_meter.ledger.tables import VERSION_TABLE
 from token_meter.testing.builders import make_event, make_events
@@ -161,7 +162,7 @@ def test_a_ledger_of_a_newer_version_is_left_alone(url):
             started.record([make_event(2)])
 
         with raw_writing(url) as connection:
-            connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
+            connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '{HEAD}'"))
         assert running.events() == [make_event(1)]
         running.record([make_event(2)])
 

@@ -18,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from token_meter.errors import Rejected, Retry
 from token_meter.event import MeterEvent
+from token_meter.ledger.migrate import stored_revision
 from token_meter.ledger.opening import Opened, parse, reason_of
 from token_meter.ledger.periods import Bucket, moment, time_zone_of
 from token_meter.ledger.query import Order, cursor_of, read_conflicts, read_event, read_events, read_summary
@@ -99,8 +100,8 @@ class Ledger:
     def _transaction(self, batch: Sequence[Prepared]) -> Recorded:
         with self._opened.alone() as store:
             with store.writing() as connection:
-                recorded, rollups = record(store, connection, self._opened.memory, batch)
-            rollups.remember()
+                recorded, remember = record(store, connection, self._opened.memory, batch)
+            remember()
         return recorded
 
     def _record_singly(self, batch: Sequence[Prepared]) -> Recorded:
@@ -124,7 +125,7 @@ class Ledger:
 
     def event(self, id: str) -> MeterEvent | None:
         """The event with exactly this id, or None."""
-        with self._reading() as (_, connection):
+        with self.reading() as (_, connection):
             return read_event(connection, to_stored(id))
 
     def iter_events(
@@ -172,7 +173,7 @@ class Ledger:
             after = cursor_of(page[-1])
 
     def _read(self, search: Search, after: Cursor | None, order: Order, limit: int) -> list[MeterEvent]:
-        with self._reading() as (store, connection):
+        with self.reading() as (store, connection):
             return read_events(store, connection, search, after=after, order=order, limit=limit)
 
     # Usage
@@ -202,29 +203,49 @@ class Ledger:
             raise ValueError(f"cannot group by {', '.join(sorted(UNGROUPABLE.intersection(names)))}")
         search = _search({"meter": "llm_tokens", **filters})
         zone = time_zone_of(filters.get("time_zone", "UTC"))
-        with self._reading() as (store, connection):
+        with self.reading() as (store, connection):
             return read_usage(store, connection, search, by=names, bucket=bucket, zone=zone)
 
     # State
 
     def summary(self) -> LedgerSummary:
         """Totals over everything recorded."""
-        with self._reading() as (_, connection):
+        with self.reading() as (_, connection):
             return read_summary(connection)
 
     def conflicts(self, limit: int = 100) -> list[Conflict]:
         """Events that were not counted because their id was taken, newest first; superseded placeholders too."""
         _check_limit("limit", limit, PAGE_SIZE_MAX)
-        with self._reading() as (_, connection):
+        with self.reading() as (_, connection):
             return read_conflicts(connection, limit)
 
+    # For those who keep tables of their own in it
+
     @contextmanager
-    def _reading(self) -> Iterator[tuple[Store, Connection]]:
+    def reading(self) -> Iterator[tuple[Store, Connection]]:
+        """A transaction that reads, in which every statement sees the same moment.
+
+        What the database says goes wrong, here and in what is done inside, is raised as LedgerError.
+        """
         try:
             with self._opened.reading() as transaction:
                 yield transaction
         except (DBAPIError, PoolTimeout) as problem:
             raise LedgerError(f"cannot read the ledger {self._shown}: {reason_of(problem)}") from problem
+
+    @contextmanager
+    def writing(self) -> Iterator[tuple[Store, Connection]]:
+        """A transaction that writes; an exception inside undoes all of it. Be quick: recording may wait for it.
+
+        One thread of a process at a time is inside: do not record from in here. What the database says goes wrong
+        is raised as LedgerError; NewerSchema is raised when a newer version has migrated the ledger meanwhile.
+        """
+        try:
+            with self._opened.alone() as store, store.writing() as connection:
+                stored_revision(store, connection)
+                yield store, connection
+        except (DBAPIError, PoolTimeout) as problem:
+            raise LedgerError(f"cannot write to the ledger {self._shown}: {reason_of(problem)}") from problem
 
     def close(self) -> None:
         """Close every connection; a closed ledger cannot be used again."""

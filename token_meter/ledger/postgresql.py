@@ -39,8 +39,8 @@ _KEY: Final = "hashtextextended('token_meter/' || coalesce(current_schema(), '')
 
 
 class PostgresqlStore(Store):
-    """Many writers at once. Every writer locks rows in the same order: events, dimension values, series, hours,
-    days, each sorted by key; so writers wait for each other and never in a circle.
+    """Many writers at once. Every writer locks rows in the same order: events, customers, dimension values,
+    series, hours, days, each sorted by key; so writers wait for each other and never in a circle.
     """
 
     insert: ClassVar[Any] = insert

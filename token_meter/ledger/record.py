@@ -1,4 +1,4 @@
-"""Recording events: insert, deduplicate, notice conflicts and add to the rollups, in one transaction.
+"""Recording events: insert, deduplicate, notice conflicts, meet customers, add to the rollups, in one transaction.
 
 What happens to an event whose id is already there:
 
@@ -15,13 +15,14 @@ What happens to an event whose id is already there:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, select
 
 from token_meter.event import MeterEvent
+from token_meter.ledger.first_sight import FirstSight
 from token_meter.ledger.migrate import HEAD, newer
 from token_meter.ledger.rollups import Memory, Rollups
 from token_meter.ledger.rows import COLUMNS, Measure, Prepared, event_of, is_placeholder, measure_of
@@ -47,8 +48,10 @@ class Outcome:
     duplicates: int = 0
 
 
-def record(store: Store, connection: Connection, memory: Memory, batch: Sequence[Prepared]) -> tuple[Recorded, Rollups]:
-    """Record the batch in this transaction; call `remember` of the rollups once it is committed."""
+def record(
+    store: Store, connection: Connection, memory: Memory, batch: Sequence[Prepared]
+) -> tuple[Recorded, Callable[[], None]]:
+    """Record the batch in this transaction; call what comes second once it is committed, to remember what was met."""
     rollups = Rollups(store, connection, memory)
     if rollups.revision != HEAD:
         raise newer(store, rollups.revision)
@@ -59,10 +62,17 @@ def record(store: Store, connection: Connection, memory: Memory, batch: Sequence
     outcome.added.extend(each.measure for each in ordered if each.id in inserted)
     if len(inserted) < len(ordered):
         _meet(connection, [each for each in ordered if each.id not in inserted], outcome)
+    moment = batch[0].row[-1]
+    first_sight = FirstSight(store, connection, memory)
+    first_sight.meet(outcome.added, moment)
     rollups.add([*((each, 1) for each in outcome.added), *((each, -1) for each in outcome.removed)])
-    _write_conflicts(store, connection, outcome, batch[0].row[-1])
-    counted = Recorded(len(outcome.added), outcome.duplicates, len(outcome.conflicts))
-    return counted, rollups
+    _write_conflicts(store, connection, outcome, moment)
+
+    def remember() -> None:
+        rollups.remember()
+        first_sight.remember()
+
+    return Recorded(len(outcome.added), outcome.duplicates, len(outcome.conflicts)), remember
 
 
 def _fold(batch: Sequence[Prepared], outcome: Outcome) -> dict[str, Prepared]:

@@ -43,6 +43,8 @@ _STATE: Final = text(
 
 SeriesKey = tuple[Any, ...]
 DimensionValue = tuple[str, str]
+CustomerKey = tuple[str, str]
+"""(mode, id), as `tables.customers` has them."""
 Totals = dict[tuple[int, int], dict[str, int]]
 """By period and series: the sum of each token type, and under `EVENTS` the number of events."""
 
@@ -55,6 +57,7 @@ class Memory:
     declared: tuple[str, ...] = ()
     series: dict[SeriesKey, int] = field(default_factory=dict)
     values: set[DimensionValue] = field(default_factory=set)
+    customers: set[CustomerKey] = field(default_factory=set)
 
 
 class Rollups:
@@ -101,6 +104,7 @@ class Rollups:
         memory.generation, memory.declared = generation, tuple(names)
         memory.series.clear()
         memory.values.clear()
+        memory.customers.clear()
 
     def _key(self, measure: Measure) -> SeriesKey:
         declared = self._memory.declared

@@ -4,7 +4,8 @@
 `hours` and `days` hold integer quantities per period (counted from 1970 in UTC), series and token type. A sum
 is stored as two numbers, total = high * 2**32 + low, because it may pass 63 bits and no database adds wider
 integers in the same way; `low` is never carried over, so adding is one plain update.
-`dimensions` are the declared ones. The names carry a prefix because a PostgreSQL schema may be shared.
+`dimensions` are the declared ones; `customers` is the book that `token_meter.accounts` keeps. The names carry a
+prefix because a PostgreSQL schema may be shared.
 """
 
 from __future__ import annotations
@@ -169,4 +170,20 @@ state: Final = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("generation", BigInteger, nullable=False, comment="grows when series are renumbered"),
     Column("created", BigInteger, nullable=False),
+)
+
+customers: Final = Table(
+    PREFIX + "customers",
+    metadata,
+    Column("mode", Text, primary_key=True),
+    Column("id", _Id, primary_key=True),
+    Column("name", Text),
+    Column("email", Text),
+    Column("currency", Text),
+    Column("time_zone", Text),
+    Column("external_ids", Text, comment="JSON, billing backend to the id it knows the customer by"),
+    Column("details", Text, comment="JSON, what an invoice says besides"),
+    Column("status", Text, nullable=False),
+    Column("created", BigInteger, nullable=False, comment="microseconds since 1970 in UTC"),
+    Column("updated", BigInteger, nullable=False, comment="microseconds since 1970 in UTC"),
 )

@@ -14,6 +14,10 @@ from typing import Final, Literal, NamedTuple, TypeAlias, TypedDict
 from token_meter.event import MeterEvent
 from token_meter.usage import TOKEN_TYPES, Usage
 
+Mode: TypeAlias = Literal["live", "test"]
+MODES: Final = ("live", "test")
+"""Real customers and those of a trial, kept apart everywhere."""
+
 
 class Anything(Enum):
     """The type of `ANY`."""
