@@ -73,7 +73,7 @@ class Meter:
         if prices is not None:
             raise TypeError("prices= is not available in this version: usage is metered, rating comes later")
         self._closed = True  # until everything below succeeded
-        self.disabled = os.environ.get("TOKEN_METER_DISABLED", "") not in ("", "0", "false")
+        self.disabled = _is_disabled()
         self._on_error = on_error
         self._dimensions = tuple(dimensions)
         self._sinks = self._made_sinks(sinks)
@@ -103,10 +103,22 @@ class Meter:
     def from_env(cls) -> Meter:
         """A Meter as the environment describes it.
 
-        TOKEN_METER_LEDGER (path or URL), TOKEN_METER_JOURNAL (folder), TOKEN_METER_DIMENSIONS (comma-separated).
+        TOKEN_METER_LEDGER (path or URL), TOKEN_METER_JOURNAL (folder), TOKEN_METER_DIMENSIONS (comma-separated), and
+        TOKEN_METER_SINKS: billing backends beside the ledger, as in `stripe,lago:mode=test`; each has its key in a
+        variable of its own. Raises ValueError for a sink that is not known.
         """
-        dimensions = [name.strip() for name in os.environ.get("TOKEN_METER_DIMENSIONS", "").split(",")]
-        return cls(dimensions=[name for name in dimensions if name])
+        dimensions = [name.strip() for name in os.environ.get("TOKEN_METER_DIMENSIONS", "").split(",") if name.strip()]
+        names = os.environ.get("TOKEN_METER_SINKS", "").strip()
+        if not names or _is_disabled():
+            return cls(dimensions=dimensions)
+        from token_meter.sinks.named import named_sinks
+
+        try:
+            sinks = named_sinks(names)
+        except ValueError as problem:
+            raise ValueError(f"TOKEN_METER_SINKS: {problem}") from None
+        ledger = os.environ.get("TOKEN_METER_LEDGER") or LEDGER_DEFAULT
+        return cls(ledger, *sinks, journal=os.environ.get("TOKEN_METER_JOURNAL") or None, dimensions=dimensions)
 
     # ---- wrapping ----
 
@@ -478,6 +490,10 @@ class Meter:
             logging.getLogger("token_meter").warning(
                 "token_meter: the ledger has not taken every event yet; see `token-meter doctor`"
             )
+
+
+def _is_disabled() -> bool:
+    return os.environ.get("TOKEN_METER_DISABLED", "") not in ("", "0", "false")
 
 
 class _Nowhere:

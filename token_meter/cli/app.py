@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from token_meter.cli import customers, deliver, events
+from token_meter.cli import customers, deliver, events, reconcile
 from token_meter.cli.demo import demo
 from token_meter.cli.doctor import doctor
 from token_meter.cli.exits import EPILOG, Commands
+from token_meter.cli.partners import import_usage
 from token_meter.cli.usage import usage
 from token_meter.cli.version import version
 
@@ -23,9 +24,11 @@ app = typer.Typer(
 )
 for command in (demo, usage, doctor, version):
     app.command(epilog=EPILOG)(command)
+app.command("import", epilog=EPILOG)(import_usage)
 app.add_typer(events.app, name="events")
 app.add_typer(customers.app, name="customers")
 app.add_typer(deliver.app, name="deliver")
+app.add_typer(reconcile.app, name="reconcile")
 
 
 def _show_version(wanted: bool) -> None:

@@ -10,6 +10,8 @@ from typing import Final, TypeVar
 Item = TypeVar("Item")
 
 SHOWN_EVERY: Final = 500
+SHOWN_BYTES_MIN: Final = 1 << 20
+"""Less than this is done before a bar could be read."""
 
 
 @contextmanager
@@ -36,3 +38,23 @@ def counting(what: str) -> Iterator[Callable[[Iterable[Item]], Iterator[Item]]]:
                 yield item
 
         yield counted
+
+
+@contextmanager
+def measuring(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Yields a function to be told how much more of `total` bytes is done, shown as a bar on a terminal."""
+    if not sys.stderr.isatty() or total < SHOWN_BYTES_MIN:
+        yield _silent
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from token_meter.cli.terminal import console
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console("error"), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda more: progress.update(task, advance=more)
+
+
+def _silent(more: int) -> None:
+    """Nobody watches."""
