@@ -15,6 +15,7 @@ from typer.main import get_command
 from token_meter.cli.app import app
 from token_meter.event import STATUSES
 from token_meter.providers import hosts
+from token_meter.sinks.lago import CODES
 from token_meter.usage import TOKEN_TYPES
 
 ROOT: Final = Path(__file__).parent.parent
@@ -85,6 +86,14 @@ def host_table() -> Iterator[str]:
     yield from _rows(("Provider", "Hosts"), cells)
 
 
+def lago_codes() -> Iterator[str]:
+    """Every code that is reported to Lago, with the token types that count for it."""
+    types: dict[str, list[str]] = {}
+    for name, code in CODES.items():
+        types.setdefault(code, []).append(f"`{name}`")
+    yield from _rows(("Code", "Token types"), ((f"`{code}`", ", ".join(names)) for code, names in types.items()))
+
+
 def commands() -> Iterator[str]:
     """Every command with the first sentence of its help."""
     found = ((f"`token-meter {name}`", _first_line(command)) for name, command in every_command().items())
@@ -121,6 +130,7 @@ TABLES: Final[Mapping[str, Callable[[], Iterator[str]]]] = {
     "statuses": statuses,
     "hosts": host_table,
     "commands": commands,
+    "lago-codes": lago_codes,
 }
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from token_meter.cursors import Cursor, CursorReader
+from token_meter.decisions import quarantined
 from token_meter.errors import InvalidEvent, NewerSchema
-from token_meter.event import parse_time
+from token_meter.event import MeterEvent, parse_time
 from token_meter.folder import JournalFolder
 from token_meter.locks import holder
 from token_meter.problems import read_problems
-from token_meter.quarantine import id_in
-from token_meter.segments import CHUNK_BYTES, EVENT_PREFIX, SegmentIndex, decode, read_lines
-from token_meter.standing import History, Standing
+from token_meter.segments import CHUNK_BYTES, EVENT_PREFIX, SegmentIndex, decode, read_lines, to_event
+from token_meter.standing import Standing
 
 COUNTED_BYTES_MAX: Final = 64 << 20
 """How much of a backlog is counted exactly; beyond it the number of events is extrapolated."""
@@ -142,18 +142,75 @@ def _count_between(path: Path, begin: int, end: int) -> int:
     return events
 
 
-def unsent(folder: JournalFolder, index: SegmentIndex, sink: str, cursor: Cursor, ids: Collection[str]) -> set[str]:
-    """Of these event ids, those that wait for the sink behind its cursor, or that its quarantine keeps from it.
+class Whereabouts:
+    """Where events are that a sink asks about while a batch is about to be sent to it (see `sinks.base.Unsent`).
 
-    Reads the whole backlog: for the rare moment in which a human, or a sink that cannot tell, needs to know.
+    `batch` are the ids in that batch, `tried` those of them that were sent before, `unanswered` everything that was
+    sent before and, as far as was written down, got no answer. What happened before `distrusted_until` may have been
+    sent and answered too, although it waits here: the cursor was lost.
     """
-    wanted, found = set(ids), set[str]()
-    for name, begin, end in _waiting(index, cursor) if wanted else ():
-        found |= wanted.intersection(_ids_between(index.folder / name, begin, end))
-    history = History(folder.refusals(sink))
-    history.read()
-    aside = {id_in(mark) for mark in history.places if history.state(mark) != "delivered"}
-    return found | (wanted & aside)
+
+    def __init__(
+        self,
+        folder: JournalFolder,
+        index: SegmentIndex,
+        sink: str,
+        cursor: Cursor,
+        *,
+        batch: Collection[str],
+        tried: Collection[str],
+        unanswered: Collection[str],
+        distrusted_until: float = 0.0,
+    ) -> None:
+        self._folder = folder
+        self._index = index
+        self._sink = sink
+        self._cursor = cursor
+        self._batch = set(batch)
+        self._fresh = self._batch - set(tried)
+        self._unanswered = set(unanswered)
+        self._distrusted_until = distrusted_until
+        self._looked_for: set[str] = set()
+        self._behind: dict[str, bool] = {}
+        self._aside: list[tuple[str, bool, dict[str, Any]]] = []
+
+    def __call__(self, ids: Collection[str]) -> set[str]:
+        """Those that surely never reached it, as a whole or in part."""
+        self._look_for(ids)
+        never = {id for id, perhaps, _ in self._aside if not perhaps}
+        never |= {id for id, perhaps in self._behind.items() if not perhaps}
+        return set(ids) & (self._fresh | never)
+
+    def perhaps(self, ids: Collection[str]) -> set[str]:
+        """Those that wait to be sent again, because nobody answered."""
+        self._look_for(ids)
+        perhaps = {id for id, perhaps, _ in self._aside if perhaps}
+        return set(ids) & (perhaps | {id for id, perhaps in self._behind.items() if perhaps})
+
+    def kept(self, ids: Collection[str]) -> list[MeterEvent]:
+        """The events that are kept in quarantine, or the parts of them if the rest was taken."""
+        self._look_for(ids)
+        wanted = set(ids)
+        return [to_event(event) for id, perhaps, event in self._aside if id in wanted and not perhaps]
+
+    def _look_for(self, ids: Collection[str]) -> None:
+        """Read the whole backlog and quarantine: for the rare moment in which a sink cannot tell."""
+        if self._looked_for.issuperset(ids):
+            return
+        self._looked_for.update(ids)
+        wanted = self._looked_for - self._batch
+        for name, begin, end in _waiting(self._index, self._cursor):
+            for event in _events_between(self._index.folder / name, begin, end):
+                if (id := str(event.get("id"))) in wanted:
+                    moment = _moment(event.get("time"))
+                    lost = moment is not None and moment.timestamp() < self._distrusted_until
+                    self._behind[id] = lost or id in self._unanswered
+        self._aside = [
+            # Released, and sent without an answer: it may be there.
+            (each.id, each.state == "released" and each.id in self._unanswered, each.event)
+            for each in quarantined(self._folder, self._sink)
+            if each.event is not None and each.state != "delivered" and each.id in wanted
+        ]
 
 
 def waiting_ids(folder: str | os.PathLike[str], sink: str) -> set[str]:
@@ -167,6 +224,10 @@ def waiting_ids(folder: str | os.PathLike[str], sink: str) -> set[str]:
 
 
 def _ids_between(path: Path, begin: int, end: int) -> Iterator[str]:
+    return (str(event.get("id")) for event in _events_between(path, begin, end))
+
+
+def _events_between(path: Path, begin: int, end: int) -> Iterator[dict[str, Any]]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -178,7 +239,7 @@ def _ids_between(path: Path, begin: int, end: int) -> Iterator[str]:
             if line.raw is None or not line.raw.startswith(EVENT_PREFIX):
                 continue
             try:
-                yield str(decode(line.raw).get("id"))
+                yield decode(line.raw)
             except (InvalidEvent, NewerSchema):
                 continue
     finally:

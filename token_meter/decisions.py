@@ -22,11 +22,13 @@ from token_meter.quarantine import (
     discarded,
     id_in,
     mark_of,
+    marks_in,
     open_to_read,
     parse,
     read_log,
     refused,
     released,
+    returned,
     writing,
 )
 from token_meter.segments import read_lines, to_event
@@ -109,16 +111,23 @@ def quarantine(
     """
     if sink not in (JournalFolder(folder).registered() or ()):
         raise ValueError(f"this journal does not deliver to a sink {sink!r}")
-    entries = [{**entry, **({} if report is None else {"report": report})} for entry in refused(refusals)]
-    with writing(JournalFolder(folder).refusals(checked_sink_name(sink))) as descriptor:
-        known = {
-            (line.get("report"), mark_of(line))
-            for line, _ in read_log(descriptor)
-            if report is not None and line.get("report") == report
-        }
-        new = [entry for entry in entries if (report, mark_of(entry)) not in known]
-        append(descriptor, new)
-    return len(new)
+    path = JournalFolder(folder).refusals(checked_sink_name(sink))
+    with writing(path) as descriptor:
+        said = (line for line, _ in read_log(descriptor) if report is not None and line.get("report") == report)
+        known = {mark for line in said for mark in marks_in(line)}
+        new = {mark_of(entry): entry for entry in refused(refusals)}
+        standing = Standing(path)
+        standing.read_on(descriptor)
+        append(descriptor, [_told(entry, report, standing) for mark, entry in new.items() if mark not in known])
+    return len(new.keys() - known)
+
+
+def _told(entry: dict[str, Any], report: str | None, standing: Standing) -> dict[str, Any]:
+    """The line for what a report says; of an event that is on its way again, that it came back."""
+    mark = mark_of(entry)
+    if mark in standing.released:
+        entry = returned([mark], entry["reason"], awaits=entry.get("awaits"))
+    return entry if report is None else {**entry, "report": report}
 
 
 def discard(folder: str | os.PathLike[str], sink: str, *, ids: Ids, reason: str) -> Decided:

@@ -14,17 +14,18 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from token_meter.attempts import Attempts
 from token_meter.awaiting import Awaiting
-from token_meter.backlog import unsent
+from token_meter.backlog import Whereabouts
 from token_meter.batch import Batch, BatchLimits, BatchReader
 from token_meter.cursors import Cursor, CursorReader
-from token_meter.errors import NewerSchema, Refusal, Rejected, Retry
+from token_meter.errors import JournalError, NewerSchema, Refusal, Rejected, Retry
 from token_meter.event import MeterEvent, format_time
 from token_meter.folder import JournalFolder, checked_sink_name
 from token_meter.locks import FileLock
@@ -155,6 +156,8 @@ class Delivery:
         """Give the lock back; a thread that is still sending does so when it leaves."""
         self._leaving = True
         if self._running.acquire():
+            if self.held:
+                self._note_attempts()
             self._lock.release()
             self._running.release()
 
@@ -235,6 +238,10 @@ class Delivery:
         self._batch, self._moved, self._quarantine_end = None, False, 0
         if self._attempts is not None:
             self._attempts.forget()
+            if not self.cursor.segments and not self.cursor.sent:
+                # The cursor is new, or was lost. The sink may have had the events all the same.
+                with suppress(JournalError):  # raised again when the first batch begins
+                    self._attempts.distrust()
         self._set_aside_before = marks_after(self._quarantine, self.cursor.quarantine_bytes)
         self._ids_set_aside = {id_in(mark) for mark in self._set_aside_before}
         return True
@@ -339,16 +346,26 @@ class Delivery:
 
     def _ask(self, batch: Batch, doubtful: Mapping[str, float], *, durable: bool) -> None:
         assert self._attempts is not None and isinstance(self._sink, Forgetful)
-        asked = {event.id: event for event in batch.unsent if event.id in doubtful and (event.usage or event.corrects)}
-
-        def never_sent(ids: Collection[str]) -> set[str]:
-            mine = {event.id for event in batch.events}
-            behind = unsent(self._folder, self._index, self.name, self.cursor, set(ids) - mine)
-            return behind | (mine.intersection(ids) - doubtful.keys())
-
-        missing = {event.id: event for event in self._sink.uncounted(list(asked.values()), unsent=never_sent)}
-        batch.parts.update((id(event), missing.get(event.id)) for event in asked.values())
+        asked: dict[str, MeterEvent] = {}
+        for event in batch.unsent:
+            if event.id in doubtful and (event.usage or event.corrects):
+                asked.setdefault(event.id, event)
+        whereabouts = Whereabouts(
+            self._folder,
+            self._index,
+            self.name,
+            self.cursor,
+            batch={event.id for event in batch.events},
+            tried=doubtful,
+            unanswered=self._attempts.unanswered(),
+            distrusted_until=self._attempts.distrusted_until,
+        )
+        missing = {event.id: event for event in self._sink.uncounted(list(asked.values()), unsent=whereabouts)}
         self._attempts.renew(missing, durable=durable)
+        for event in batch.events:
+            # An event that was entered twice under one id stands here twice: it is sent once, if at all.
+            if event.id in asked and (event.usage or event.corrects):
+                batch.parts[id(event)] = missing.pop(event.id, None)
 
     def _set_aside(self, batch: Batch, rejected: Rejected) -> bool:
         """Quarantine the refused events of this batch; False when it named none (then it is an error like others)."""
@@ -363,7 +380,9 @@ class Delivery:
         for mark in again:
             del batch.released[mark]
         if self._attempts is not None:
+            # What a human releases goes out as if for the first time, also by a process that begins only then.
             self._attempts.done(ids)
+            self._note_attempts()
         self._tell_refused(self.cursor.quarantined, len(named), "events that the sink refused")
         self.cursor.quarantined += len(named)
         return True
@@ -454,6 +473,13 @@ class Delivery:
         else:
             self._save_failed = self._moved = False
             self._volatile = not durable
+
+    def _note_attempts(self) -> None:
+        try:
+            if self._attempts is not None:
+                self._attempts.write()
+        except (OSError, JournalError, NewerSchema) as error:
+            self._problem(f"sink {self.name}: attempts", error)
 
     def _pass_over(self) -> None:
         self._reader.plan(self.cursor)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from token_meter.context import CURRENT, Attribution, clean_dimensions, clean_name
 from token_meter.customer import CustomerScope, carry_into_threads
-from token_meter.errors import InvalidEvent, NoLedger, TokenMeterError, UnsupportedClient
+from token_meter.errors import InvalidEvent, NoLedger, Retry, TokenMeterError, UnsupportedClient
 from token_meter.providers import SDKS, sdk_of, supported
 from token_meter.providers.publishers import publisher_of
 from token_meter.recorder import CallRecorder
@@ -42,6 +42,8 @@ LEDGER_DEFAULT: Final = "usage.db"
 JOURNAL_DEFAULT: Final = "token_meter.journal"
 READ_TIMEOUT_SECONDS: Final = 30.0
 """How long a query waits for this process's own events to reach the ledger."""
+REPORT_TIMEOUT_SECONDS: Final = 2.0
+"""How long a webhook waits for this process's own events to reach the ledger, which knows those that a report names."""
 EXIT_TIMEOUT_SECONDS: Final = 5.0
 """How long leaving the process waits for deliveries; what is left is delivered at the next start."""
 ID_LENGTH_MAX: Final = 255
@@ -272,15 +274,20 @@ class Meter:
         if not isinstance(found, Reporting):
             known = ", ".join(sink_name(each) for each in self._sinks if isinstance(each, Reporting)) or "none"
             raise ValueError(f"no sink {sink!r} takes reports. Those that do: {known}")
+        ledger = next((sink_name(each) for each in self._sinks if hasattr(each, "ledger")), None)
+        current = ledger is None or self._deliver(REPORT_TIMEOUT_SECONDS, ledger)
         report = found.report_in(body, headers)
-        if report is not None and self._journal is not None:
-            quarantine(self._journal.folder, sink, report.refusals, report=report.id)
-            if report.unnamed or report.unknown:
-                self._journal.problem(
-                    f"sink {sink}: a report of refused events that it does not name",
-                    f"{report.unnamed + len(report.unknown)} events of report {report.id}: `token-meter reconcile sink "
-                    f"{sink}` finds them",
-                )
+        if report is None or self._journal is None:
+            return report
+        quarantine(self._journal.folder, sink, report.refusals, report=report.id)
+        if report.unknown and not current:
+            raise Retry(f"the ledger does not have every event yet, perhaps one that the report {report.id} names")
+        if report.unnamed or report.unknown:
+            self._journal.problem(
+                f"sink {sink}: a report of refused events that it does not name",
+                f"{report.unnamed + len(report.unknown)} events of report {report.id}: `token-meter reconcile sink "
+                f"{sink}` finds them",
+            )
         return report
 
     def record_event(self, event: MeterEvent) -> None:

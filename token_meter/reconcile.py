@@ -150,7 +150,7 @@ class _Sums:
             self._customers.setdefault(pair, set()).add(event.customer)
         if in_flight:
             self._in_flight[pair] += what.value
-        if event.status != "complete":
+        if event.status == "estimated":
             self._estimated[pair] += what.value
 
     def set_aside(self, entries: Iterable[tuple[MeterEvent, bool]]) -> None:

@@ -108,7 +108,9 @@ class Released(Log):
         if not self._unsaid:
             return
         try:
-            marks = sorted(self._unsaid)
+            self.read()
+            # What came back meanwhile, by a report of the destination's, is not delivered.
+            marks = sorted(self._unsaid & self._places.keys())
             pieces = (marks[begin : begin + MARKS_MAX] for begin in range(0, len(marks), MARKS_MAX))
             write_quarantine(self.path, [delivered(piece) for piece in pieces])
             self.read()

@@ -93,7 +93,7 @@ def read_lines(
 def decode(raw: bytes) -> dict[str, Any]:
     """The object in a line. Raises InvalidEvent for what is no line of ours, NewerSchema for a later version."""
     try:
-        document = json.loads(raw.decode())  # the json module would guess the encoding of bytes
+        document = _parsed(raw.decode())  # the json module would guess the encoding of bytes
         if b"\\u" in raw:
             # Half of a surrogate pair is valid JSON that no database or wire format can carry.
             json.dumps(document, ensure_ascii=False).encode()
@@ -109,6 +109,18 @@ def decode(raw: bytes) -> dict[str, Any]:
     if document.get("kind") not in KINDS:
         raise InvalidEvent(f"unknown kind {str(document.get('kind'))[:40]!r}")
     return document
+
+
+def _parsed(text: str) -> Any:
+    """The JSON value of a line. What is nothing but one is read without the module's own search for white space."""
+    try:
+        document, end = _scan(text, 0)
+    except StopIteration:
+        return json.loads(text)
+    return document if end == len(text) else json.loads(text)
+
+
+_scan: Final = json.JSONDecoder().scan_once
 
 
 def to_event(document: dict[str, Any]) -> MeterEvent:

@@ -145,7 +145,10 @@ class History(Standing):
     def move(self, mark: str, line: Mapping[str, Any], begin: int) -> None:
         """What a line says about an entry."""
         if "action" not in line:
-            self.places.setdefault(mark, (begin, "event" in line))
+            # Refused anew after it was decided about: with another reason than at first.
+            anew = self.decided.pop(mark, None) is not None
+            if anew or mark not in self.places:
+                self.places[mark] = (begin, "event" in line)
         else:
             self.decided[mark] = {name: line[name] for name in ("action", "time", "reason") if name in line}
         super().move(mark, line, begin)

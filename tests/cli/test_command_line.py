@@ -32,7 +32,7 @@ def test_the_commands_are_those_that_are_documented() -> None:
         "customers show", "customers set", "customers import", "customers export", "customers pause",
         "customers resume",
         "deliver status", "deliver run", "deliver forget", "deliver quarantine list", "deliver quarantine release",
-        "deliver quarantine discard",
+        "deliver quarantine discard", "deliver quarantine drop", "deliver check", "deliver retry", "reconcile sink",
     }  # fmt: skip
 
 

@@ -427,6 +427,7 @@ def test_keys_do_not_open_the_stream_and_sessions_open_nothing_else(fake, client
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_an_identifier_counts_once_in_24_hours_and_then_again(fake, client, version):
+    fake.strict_identifiers = "accept"
     create = getattr(client, version).billing.meter_events.create
 
     create(fields(value="1"))
@@ -459,8 +460,7 @@ def test_a_refused_event_does_not_use_its_identifier(fake, client):
     assert values(fake) == [25]
 
 
-def test_a_repeated_identifier_can_be_refused_as_stripe_does(fake, client, http):
-    fake.strict_identifiers = "refuse"
+def test_a_repeated_identifier_is_refused(fake, client, http):
     client.v1.billing.meter_events.create(fields())
 
     with pytest.raises(stripe.InvalidRequestError, match="An event already exists with identifier id1") as v1:
@@ -474,7 +474,6 @@ def test_a_repeated_identifier_can_be_refused_as_stripe_does(fake, client, http)
 
 
 def test_the_stream_passes_over_a_repeated_identifier_without_a_word(fake, client, connect):
-    fake.strict_identifiers = "refuse"
     client.v1.billing.meter_events.create(fields("id1"))
 
     open_stream(client, connect).create({"events": [fields("id1"), fields("id2", value="1"), fields("id2", value="2")]})
@@ -495,8 +494,6 @@ def test_a_key_with_the_same_body_is_told_the_same(fake, http):
 
 
 def test_a_key_replays_even_what_would_be_refused_now(fake, http):
-    fake.strict_identifiers = "refuse"
-
     statuses = [http.post(EVENTS_V2, json=fields(), headers={"Idempotency-Key": "k"}).status_code for _ in range(2)]
 
     assert statuses == [200, 200]
@@ -612,7 +609,7 @@ def at_once(create: Callable[[dict[str, Any]], Any], events: list[dict[str, Any]
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_a_second_call_for_the_same_customer_and_meter_is_refused(fake, client, version):
-    fake.work_seconds = 0.3
+    fake.work_seconds, fake.busy = 0.3, "lock_timeout"
 
     outcomes = at_once(getattr(client, version).billing.meter_events.create, [fields(f"id{n}") for n in range(8)])
 
@@ -622,8 +619,8 @@ def test_a_second_call_for_the_same_customer_and_meter_is_refused(fake, client, 
     assert len(fake.counted) == 8 - len(refused)
 
 
-def test_v2_can_refuse_it_with_a_conflict_as_documented(fake, client):
-    fake.work_seconds, fake.busy = 0.3, "conflict"
+def test_v2_refuses_it_with_a_conflict_as_documented(fake, client):
+    fake.work_seconds = 0.3
 
     outcomes = at_once(client.v2.billing.meter_events.create, [fields(f"id{n}") for n in range(8)])
 
@@ -906,7 +903,8 @@ def test_the_identifier_of_a_cancelled_event_stays_used_for_its_24_hours(fake, c
     client.v1.billing.meter_events.create(fields("id1", value="1"))
     client.v1.billing.meter_event_adjustments.create(adjustment())
 
-    client.v1.billing.meter_events.create(fields("id1", value="2"))
+    with pytest.raises(stripe.InvalidRequestError, match="already exists"):
+        client.v1.billing.meter_events.create(fields("id1", value="2"))
     fake.clock.advance(DAY + 60)
     client.v1.billing.meter_events.create(fields("id1", value="3"))
     before = values(fake)
@@ -1087,9 +1085,11 @@ def test_an_event_whose_answer_was_lost_counts_once_when_it_is_sent_again(fake, 
     with pytest.raises((stripe.APIError, stripe.APIConnectionError)):
         client.v2.billing.meter_events.create(fields())
     lost = values(fake)
-    client.v2.billing.meter_events.create(fields())
+    with pytest.raises(stripe.InvalidRequestError) as again:
+        client.v2.billing.meter_events.create(fields())
 
     assert lost == values(fake) == [25]
+    assert again.value.code == "duplicate_meter_event"
 
 
 @pytest.mark.parametrize(

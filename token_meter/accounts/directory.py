@@ -11,8 +11,12 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy import select
+
 from token_meter.accounts.book import CustomerBook
+from token_meter.ledger.rows import EPOCH, MICROSECOND, event_of
 from token_meter.ledger.store import LedgerError
+from token_meter.ledger.tables import events
 from token_meter.ledger.values import ANY
 
 if TYPE_CHECKING:
@@ -70,6 +74,18 @@ class LedgerAccounts:
         """Every event in [since, until), of one customer if named."""
         wanted = ANY if customer is None else customer
         return self._ledger.iter_events(since=since, until=until, customer=wanted)
+
+    def corrections(self, *, since: datetime) -> list[MeterEvent]:
+        """Every event since then that corrects another."""
+        moment = (since - EPOCH) // MICROSECOND
+        with self._ledger.reading() as (_, connection):
+            wanted = select(events).where(events.c.corrects.is_not(None), events.c.time >= moment)
+            return [event_of(row) for row in connection.execute(wanted)]
+
+    @property
+    def shared(self) -> bool:
+        """Whether other hosts may record in this ledger too: in a database server, not in a file."""
+        return self._ledger.file is None
 
     def customers_of(self, external_id: str, *, backend: str, mode: Any) -> list[str]:
         """The ids of the customers whom the backend knows by that id."""

@@ -128,6 +128,10 @@ def run(
 
     Exits with 1 when something could not be delivered; that stays in the journal.
     """
+    if last is not None and not dry_run:
+        raise Failure("--last belongs to --dry-run: what is delivered is what waits", code=WRONG_USAGE)
+    if dry_run and (watch or add or replay):
+        raise Failure("--dry-run changes nothing: leave out --watch, --add and --replay", code=WRONG_USAGE)
     place = find(ledger, journal)
     folder = existing_journal(place)
     destinations = read_sinks(sink or ["ledger"], place)

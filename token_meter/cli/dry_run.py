@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from token_meter.event import MeterEvent
 
 REFUSALS_SHOWN: Final = 20
+NOTHING_WAITS: Final = "nothing waits (--last N shows what the ledger's last N events would make)"
 
 
 def dry_run(place: Place, folder: Path, destinations: Sequence[Destination], *, last: int | None, json: bool) -> None:
@@ -28,8 +29,10 @@ def dry_run(place: Place, folder: Path, destinations: Sequence[Destination], *, 
     for each in destinations:
         if not isinstance(each.sink, Sketching):
             raise Failure(f"the sink {each.name!r} makes no requests that could be shown", code=WRONG_USAGE)
-        batches = _waiting(folder, each) if last is None else _recent(place, last)
-        _show(each, each.sink, batches, json=json)
+        if last is None:
+            _show(each, each.sink, _waiting(folder, each), json=json, nothing=NOTHING_WAITS)
+        else:
+            _show(each, each.sink, _recent(place, last), json=json, nothing="the ledger has no events")
 
 
 def _waiting(folder: Path, destination: Destination) -> Iterator[list[MeterEvent]]:
@@ -45,7 +48,9 @@ def _recent(place: Place, count: int) -> Iterator[list[MeterEvent]]:
         yield list(reversed(ledger.events(order="desc", limit=count)))
 
 
-def _show(destination: Destination, sink: Sketching, batches: Iterable[list[MeterEvent]], *, json: bool) -> None:
+def _show(
+    destination: Destination, sink: Sketching, batches: Iterable[list[MeterEvent]], *, json: bool, nothing: str
+) -> None:
     events = requests = refused = 0
     for batch in batches:
         events += len(batch)
@@ -58,8 +63,8 @@ def _show(destination: Destination, sink: Sketching, batches: Iterable[list[Mete
         refused += len(refusals)
     if refused > REFUSALS_SHOWN and not json:
         note(f"and {counted(refused - REFUSALS_SHOWN, 'event')} more that would be quarantined")
-    what = counted(events, "event") if events else "nothing waits (--last N shows the ledger's last N events): 0 events"
-    note(f"{destination.name}: {what}, {counted(requests, 'request')}, {refused} refused. Nothing was sent")
+    made = f"{counted(events, 'event')}, {counted(requests, 'request')}, {refused} refused. Nothing was sent"
+    note(f"{destination.name}: {made if events else nothing}")
 
 
 def _show_request(name: str, sketch: Sketch, *, json: bool) -> None:

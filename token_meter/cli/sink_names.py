@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from token_meter.cli.exits import WRONG_USAGE, Failure
 from token_meter.sinks.base import Sink, sink_name
+from token_meter.sinks.named import FORM, named_sink, read_options
 
 if TYPE_CHECKING:
     from token_meter.cli.place import Place
     from token_meter.ledger import Ledger
 
-_FORM: Final = re.compile(r"(?:(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)=)?(?P<kind>[^:=]+)(?::(?P<rest>.+))?", re.DOTALL)
 FORMS: Final = (
     "ledger, jsonl:PATH, files:FOLDER, stripe, lago, amberflo, openmeter, webhook, NAME=… or module:attribute"
 )
@@ -56,7 +55,7 @@ def read_sinks(texts: Sequence[str], place: Place) -> list[Destination]:
 
 
 def _read(text: str, place: Place) -> Sink:
-    match = _FORM.fullmatch(text)
+    match = FORM.fullmatch(text)
     if match is None:
         raise Failure(f"{text!r} names no sink: use {FORMS}", code=WRONG_USAGE)
     name, kind, rest = match["name"], match["kind"], match["rest"]
@@ -82,14 +81,9 @@ def _read(text: str, place: Place) -> Sink:
 
 def _named(kind: str, rest: str | None, name: str | None) -> Sink | None:
     """A sink that is known by name, with options as in `stripe:api=stream,mode=test`; its key is in the environment."""
-    from token_meter.sinks.named import named_sink
-
-    options: dict[str, str] = {}
-    for part in (rest or "").split(",") if rest else ():
-        option, equals, value = part.partition("=")
-        if not equals:
-            return None  # no options: a module and its attribute
-        options[option.strip()] = value.strip()
+    options = read_options(rest)
+    if options is None:
+        return None  # a module and its attribute
     try:
         return named_sink(kind, options, name=name)
     except (ValueError, TypeError) as error:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Final, Literal
 
 from token_meter.errors import Retry, SinkError
 from token_meter.event import MeterEvent
-from token_meter.sinks.backend import BackendSink, Call, Customers, Mode, Record
-from token_meter.sinks.http import Http, Secret, secret_of, whole_number
+from token_meter.sinks.backend import BackendSink, Call, Customers, Mode, Record, milliseconds
+from token_meter.sinks.http import Http, KeyRefused, Secret, secret_of, whole_number
 from token_meter.sinks.mapping import ANY_METER, MODEL, Mapped, Properties, Rule, measured, own_dimensions
 from token_meter.usage import TOKEN_TYPES
 
@@ -20,6 +20,7 @@ API_URL: Final = "https://app.amberflo.io"
 KEY_VARIABLE: Final = "AMBERFLO_API_KEY"
 INGEST_PATH: Final = "/ingest/"
 USAGE_PATH: Final = "/usage"
+METERS_PATH: Final = "/meters"
 
 TOKENS_METER: Final = "llm_tokens"
 CALLS_METER: Final = "api_calls"
@@ -34,9 +35,9 @@ class AmberfloSink(BackendSink):
 
     By default each token type that an event has is a record of the meter `llm_tokens`, with the dimensions `model`,
     `provider` and `type`, and each call one of the meter `api_calls`. `template="llm"` uses the meters of Amberflo's
-    LLM template instead: `input_tokens` and `output_tokens`, with `model`, `provider`, `object` (the operation) and
-    `type`. `mapping`, a sequence of `Rule`s or a function, replaces the table. Meters of your own are reported under
-    their name.
+    LLM template for tokens instead: `input_tokens` and `output_tokens`, with `model`, `provider`, `object` (the
+    operation) and `type`. `mapping`, a sequence of `Rule`s or a function, replaces the table. Meters of your own are
+    reported under their name.
 
     Customers are known by our id unless they have one of their own there (`external_ids["amberflo"]`). `api_key` is the
     key or a function (default: $AMBERFLO_API_KEY). Amberflo takes usage of meters and customers it does not know.
@@ -127,11 +128,29 @@ class AmberfloSink(BackendSink):
         return sums
 
     def check(self) -> list[str]:
-        """Prove the key. Raises SinkError. (Amberflo says nothing about meters to a key that may only ingest.)"""
+        """Prove the key, and look whether the meters are there, if it may do that. Raises SinkError."""
         answer = self._http.post(INGEST_PATH, b"[]", headers={"Content-Type": "application/json"})
-        if not answer.ok:
+        # That a request without any record is refused is not documented; the key comes first either way.
+        if not answer.ok and answer.status != 400:
             raise SinkError(f"Amberflo takes no events (HTTP {answer.status}): {answer.text}")
-        return ["Amberflo takes the key"]
+        return ["Amberflo takes the key", *self._meter_lines()]
+
+    def _meter_lines(self) -> list[str]:
+        wanted = sorted({rule.meter for rule in self.rules or () if rule.meter})
+        try:
+            document = self._api.get(METERS_PATH).json()
+        except KeyRefused:
+            return ["its meters cannot be listed with this key"]
+        if not isinstance(document, list):
+            return ["its meters cannot be listed"]
+        known = {each.get("meterApiName") for each in document if isinstance(each, dict)}
+        missing = [meter for meter in wanted if meter not in known]
+        if missing:
+            raise SinkError(
+                f"Amberflo has no meter {', '.join(missing)}: it takes such usage and never bills it. Create it (it "
+                "sums the values), or map to another"
+            )
+        return [f"meter {meter} is there" for meter in wanted]
 
     def close(self) -> None:
         """Close the connections."""
@@ -147,7 +166,6 @@ def amberflo_rules(template: Template = "token_types") -> list[Rule]:
     rules = [
         Rule(key=name, meter=_meter(row.headline, template), types=(name,), properties={"type": name})
         for name, row in TOKEN_TYPES.items()
-        if row.unit != "unit"
     ]
     return [
         *rules,
@@ -168,6 +186,6 @@ def _event(record: Record) -> dict[str, Any]:
         "meterApiName": record.measure.meter,
         "meterValue": record.value,
         "customerId": record.customer,
-        "meterTimeInMillis": int(record.time.timestamp() * 1000),
+        "meterTimeInMillis": milliseconds(record.time),
         "dimensions": dict(record.measure.properties),
     }

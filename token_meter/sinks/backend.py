@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import shlex
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any, ClassVar, Final, Literal, NamedTuple
+from typing import ClassVar, Final, Literal, NamedTuple, TypeVar
 
-from token_meter.errors import Refusal, Rejected
+from token_meter.errors import Refusal, Rejected, Retry
 from token_meter.event import MeterEvent
 from token_meter.sinks.base import Accounts, Reported, Sketch
-from token_meter.sinks.http import Answer, Http
+from token_meter.sinks.http import REFUSING, Answer, Http
 from token_meter.sinks.lock import ForkLock
 from token_meter.sinks.mapping import Mapped, Measure
 from token_meter.usage import Usage
@@ -37,12 +37,18 @@ A mapping of ours to theirs, or a function of the event, which returns None for 
 IDENTIFIER_CHARACTERS_MAX: Final = 100
 """The longest identifier that every backend takes (Stripe's limit); a longer one is replaced by its hash."""
 
+BACK: Final = "-"
+"""Begins the key of a record that takes a measure back."""
+
+PART: Final = "part:"
+"""Begins those anomalies of an event in quarantine that name the records which are all that is left of it to report."""
+
 CUSTOMER_KEY: Final = "customer"
 EVENT_KEY: Final = "event"
+Found = TypeVar("Found")
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One thing to report: a measure of an event, for a customer as the destination knows it.
 
     `identifier` is the same however often the event is sent. `reverses` is the identifier of an earlier record that
@@ -56,6 +62,11 @@ class Record:
     time: datetime
     value: int
     reverses: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells the records of one event apart."""
+        return self.measure.key if self.reverses is None else f"{BACK}{self.measure.key}"
 
 
 class Call(NamedTuple):
@@ -140,6 +151,11 @@ class BackendSink:
 
         Raises Retry where the same call should be made again later.
         """
+        if answer.status not in REFUSING:
+            raise Retry(
+                f"{self.shown} answered HTTP {answer.status}: {answer.text or 'nothing'}. Nothing is wrong with the "
+                f"events; is {self._http.server} the right address?"
+            )
         return refused_or_halved(call.records, f"{self.shown} (HTTP {answer.status}): {answer.text}")
 
     def unfit(self, record: Record) -> Refused | None:
@@ -158,22 +174,28 @@ class BackendSink:
         if not events:
             return
         records, refusals = self.records(events)
-        refused: list[Refused] = []
+        fit, refused = self._sorted_out(records)
+        if fit:
+            with self._lock:
+                # Of a batch that failed half-way, what was acknowledged is not sent again by this process.
+                refused += self.deliver([record for record in fit if record.identifier not in self._taken])
+                self._taken.clear()
+        refusals += parts_refused(records, refused)
+        if refusals:
+            raise Rejected.each(refusals, rest_taken=True)
+
+    def _sorted_out(self, records: Iterable[Record]) -> tuple[list[Record], list[Refused]]:
+        """What can be sent, each identifier once, and what cannot."""
         fit: dict[str, Record] = {}
+        refused: list[Refused] = []
         for record in records:
             problem = self.unfit(record)
             if problem is not None:
                 refused.append(problem)
             else:
-                fit[record.identifier] = record
-        if fit:
-            with self._lock:
-                # Of a batch that failed half-way, what was acknowledged is not sent again by this process.
-                refused += self.deliver([record for record in fit.values() if record.identifier not in self._taken])
-                self._taken.clear()
-        refusals += parts_refused(records, refused)
-        if refusals:
-            raise Rejected.each(refusals, rest_taken=True)
+                # Of two events with one id the first counts, as in the ledger.
+                fit.setdefault(record.identifier, record)
+        return list(fit.values()), refused
 
     def deliver(self, records: Sequence[Record]) -> list[Refused]:
         """Make the requests; what was refused. Raises Retry."""
@@ -220,9 +242,7 @@ class BackendSink:
     def sketch(self, events: Sequence[MeterEvent]) -> tuple[list[Sketch], list[Refusal]]:
         """The requests that `send` would make for these events, and what it would refuse before it makes any."""
         records, refusals = self.records(events)
-        refused = [problem for record in records if (problem := self.unfit(record)) is not None]
-        unfit = {each.record.identifier for each in refused}
-        fit = [record for record in records if record.identifier not in unfit]
+        fit, refused = self._sorted_out(records)
         sketches = [Sketch("POST", f"{self._http.url}{call.path}", self.readable(call)) for call in self.calls(fit)]
         return sketches, [*refusals, *parts_refused(records, refused)]
 
@@ -244,22 +264,37 @@ class BackendSink:
             return False
         if not event.usage and event.corrects is None:
             return False
-        return self._where is None or self._where(event)
+        where = self._where
+        return where is None or self._asked("filter where=", lambda: where(event))
 
     def records(self, events: Iterable[MeterEvent]) -> tuple[list[Record], list[Refusal]]:
         """What is to be reported of these events, and why some of them cannot be."""
-        wanted = [event for event in events if self.wants(event)]
-        corrected = self._corrected(wanted)
+        given = list(events)
+        wanted, refusals = self._wanted(given)
+        corrected = self._corrected(wanted, given)
         ids = self._ids_of([*wanted, *(each for each in corrected.values() if each is not None)])
         records: list[Record] = []
-        refusals: list[Refusal] = []
         for event in wanted:
-            made = self._records_of(event, corrected, ids)
+            try:
+                made = self._records_of(event, corrected, ids)
+            except _Failed as failed:
+                made = Refusal(event, str(failed))
             if isinstance(made, Refusal):
                 refusals.append(made)
             else:
                 records += made
         return records, refusals
+
+    def _wanted(self, events: Iterable[MeterEvent]) -> tuple[list[MeterEvent], list[Refusal]]:
+        wanted: list[MeterEvent] = []
+        refusals: list[Refusal] = []
+        for event in events:
+            try:
+                if self.wants(whole_of(event)[0]):
+                    wanted.append(event)
+            except _Failed as failed:
+                refusals.append(Refusal(event, str(failed)))
+        return wanted, refusals
 
     def _records_of(
         self, event: MeterEvent, corrected: Mapping[str, MeterEvent | None], ids: Mapping[str, str]
@@ -270,23 +305,45 @@ class BackendSink:
                 f"this is live usage and the sink {self.name!r} reports to a test account of {self.shown}. Give it the "
                 "live key and release the event; or, for trials, meter with TOKEN_METER_MODE=test",
             )
-        reversed_ = self._reversed(event, corrected, ids)
+        whole, keys = whole_of(event)
+        if keys is None and event.corrects is None:
+            return self._own(event, whole, ids)
+        reversed_: list[Record] | Refusal = []
+        if keys is None or any(key.startswith(BACK) for key in keys):
+            reversed_ = self._reversed(event, corrected, ids)
         if isinstance(reversed_, Refusal):
             return reversed_
-        if not event.usage:
-            return reversed_
-        customer = self._customer_of(event, ids)
+        own: list[Record] | Refusal = []
+        if event.usage and (keys is None or not all(key.startswith(BACK) for key in keys)):
+            own = self._own(event, whole, ids)
+        if isinstance(own, Refusal):
+            return own
+        return [record for record in (*reversed_, *own) if keys is None or record.key in keys]
+
+    def _own(self, event: MeterEvent, whole: MeterEvent, ids: Mapping[str, str]) -> list[Record] | Refusal:
+        """The records of an event itself."""
+        customer = self._customer_of(whole, ids)
         if isinstance(customer, Refusal):
-            return customer
-        try:
-            measures = list(self._mapping(event))
-        except Exception as problem:  # noqa: BLE001 - the user's own function; the event waits in quarantine
-            return Refusal(event, f"the mapping of sink {self.name!r} failed: {type(problem).__name__}: {problem}")
-        own = [
+            return replace_event(customer, event)
+        return [
             Record(event, measure, customer, identifier_of(event.id, measure.key), event.time, measure.value)
-            for measure in measures
+            for measure in self._measures(whole)
         ]
-        return [*reversed_, *own]
+
+    # ---- the user's functions ----
+
+    def _measures(self, event: MeterEvent) -> list[Measure]:
+        """What the mapping makes of an event. Raises _Failed."""
+        return self._asked("mapping", lambda: checked(self._mapping(event)))
+
+    def _asked(self, what: str, function: Callable[[], Found]) -> Found:
+        """The result of a function of the user's. What it raises is about this event, unless that is a Retry."""
+        try:
+            return function()
+        except Retry:
+            raise
+        except Exception as problem:
+            raise _Failed(f"the {what} of sink {self.name!r} failed: {type(problem).__name__}: {problem}") from problem
 
     # ---- whose they are ----
 
@@ -298,17 +355,17 @@ class BackendSink:
         return self._accounts.external_ids(wanted, backend=self.vendor, mode=self.mode) if wanted else {}
 
     def _customer_of(self, event: MeterEvent, ids: Mapping[str, str]) -> str | Refusal:
+        found = self._looked_up(event, ids)
+        if found:
+            return found
+        if event.customer is None and self._unattributed is not None:
+            return self._unattributed
         if event.customer is None and not callable(self._customers):
-            if self._unattributed is not None:
-                return self._unattributed
             return Refusal(
                 event,
                 "it has no customer. Enter a correction that names one (meter.record(..., corrects=...)) and discard "
                 f"this one, or give the sink {self.name!r} unattributed=<an id of {self.shown}> and release it",
             )
-        found = self._looked_up(event, ids)
-        if found:
-            return found
         if callable(self._customers) or self._customers != "registered":
             return Refusal(event, f"the sink {self.name!r} was given no id of {self.shown} for {event.customer!r}")
         return Refusal(
@@ -321,11 +378,13 @@ class BackendSink:
         )
 
     def _looked_up(self, event: MeterEvent, ids: Mapping[str, str]) -> str | None:
-        if callable(self._customers):
-            return self._customers(event)
-        if isinstance(self._customers, str):
-            return ids.get(event.customer or "") or (event.customer if self._customers == "same" else None)
-        return self._customers.get(event.customer or "")
+        customers, customer = self._customers, event.customer
+        if isinstance(customers, str):
+            return None if customer is None else ids.get(customer) or (customer if customers == "same" else None)
+        if not callable(customers):
+            return None if customer is None else customers.get(customer)
+        ask = customers
+        return self._asked("function customers=", lambda: _text_or_none(ask(event)))
 
     def ready(self, awaits: str) -> bool:
         """Whether what refused events wait for is there: a customer's id, an event that is corrected."""
@@ -338,14 +397,15 @@ class BackendSink:
 
     # ---- corrections ----
 
-    def _corrected(self, events: Sequence[MeterEvent]) -> dict[str, MeterEvent | None]:
-        """The events that these correct, by id; None for one that is not known (yet)."""
+    def _corrected(self, events: Sequence[MeterEvent], batch: Iterable[MeterEvent]) -> dict[str, MeterEvent | None]:
+        """The events that these correct, by id, from the batch or the ledger; None for one that is not known (yet)."""
         wanted = {event.corrects for event in events if event.corrects is not None}
         if not wanted:
             return {}
-        here = {event.id: event for event in events if event.id in wanted}
+        here = {event.id: event for event in batch if event.id in wanted and (event.usage or event.corrects)}
         look_up = self._accounts.event if self._accounts is not None else (lambda id: None)
-        return {id: here.get(id) or look_up(id) for id in wanted}
+        # The ledger first: of the batch it may be a part that was refused and released.
+        return {id: look_up(id) or here.get(id) for id in wanted}
 
     def _reversed(
         self, event: MeterEvent, corrected: Mapping[str, MeterEvent | None], ids: Mapping[str, str]
@@ -361,12 +421,13 @@ class BackendSink:
                 + (" (yet)" if self._accounts is not None else ": give the meter a ledger"),
                 awaits=f"{EVENT_KEY}:{event.corrects}",
             )
-        if not self.wants(original) or original.mode != self.mode:
+        if not self.wants(original) or original.mode != self.mode or not original.usage:
             return []
         customer = self._customer_of(original, ids)
         if isinstance(customer, Refusal):
-            return replace_event(customer, event)
-        return [self.reversal(event, original, measure, customer) for measure in self._mapping(original)]
+            # Usage of nobody was never reported, and never will be: there is nothing to take back.
+            return [] if original.customer is None else replace_event(customer, event)
+        return [self.reversal(event, original, measure, customer) for measure in self._measures(original)]
 
     def reversal(self, event: MeterEvent, original: MeterEvent, measure: Measure, customer: str) -> Record:
         """The record that takes back one measure of `original`: the same with a negative value, at the same time."""
@@ -374,11 +435,35 @@ class BackendSink:
             event,
             measure,
             customer,
-            identifier_of(event.id, f"-{measure.key}"),
+            identifier_of(event.id, f"{BACK}{measure.key}"),
             original.time,
             -measure.value,
             reverses=identifier_of(original.id, measure.key),
         )
+
+
+class _Failed(Exception):
+    """A function of the user's raised."""
+
+
+def checked(measures: Iterable[Measure]) -> list[Measure]:
+    """What a mapping made, if it is that. Raises TypeError and ValueError."""
+    found = list(measures)
+    keys = set()
+    for each in found:
+        if not isinstance(each, Measure):
+            raise TypeError(f"a mapping makes Measures, not {type(each).__name__}")
+        keys.add(each.key)
+    if len(keys) < len(found):
+        # Their identifiers would be the same, and only one of them would count.
+        raise ValueError(f"it makes two measures with one key: {', '.join(each.key for each in found)}")
+    return found
+
+
+def _text_or_none(found: object) -> str | None:
+    if found is not None and not isinstance(found, str):
+        raise TypeError(f"it has to return a text or None, not {type(found).__name__}")
+    return found
 
 
 def replace_event(refusal: Refusal, event: MeterEvent) -> Refusal:
@@ -391,7 +476,7 @@ def identifier_of(event: str, key: str) -> str:
     plain = f"{event}:{key}"
     if len(plain) <= IDENTIFIER_CHARACTERS_MAX and plain.isascii():
         return plain
-    return sha256(plain.encode()).hexdigest()
+    return sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def parts_refused(records: Sequence[Record], refused: Sequence[Refused]) -> list[Refusal]:
@@ -401,25 +486,46 @@ def parts_refused(records: Sequence[Record], refused: Sequence[Refused]) -> list
     """
     if not refused:
         return []
-    whole: dict[int, int] = {}
+    whole: dict[int, list[Record]] = {}
     for record in records:
-        whole[id(record.event)] = whole.get(id(record.event), 0) + 1
+        whole.setdefault(id(record.event), []).append(record)
     by_event: dict[int, list[Refused]] = {}
     for each in refused:
         by_event.setdefault(id(each.record.event), []).append(each)
     return [_part_refused(mine, whole[id]) for id, mine in by_event.items()]
 
 
-def _part_refused(refused: Sequence[Refused], records: int) -> Refusal:
-    event = refused[0].record.event
+def _part_refused(refused: Sequence[Refused], records: Sequence[Record]) -> Refusal:
     reasons = list(dict.fromkeys(each.reason for each in refused))
-    awaits = refused[0].awaits
-    divisible = event.corrects is None and all(each.record.measure.types for each in refused)
-    if len(refused) == records or not divisible:
-        return Refusal(event, "; ".join(reasons), awaits)
-    types = {name for each in refused for name in each.record.measure.types}
-    part = replace(event, usage=Usage({name: event.usage[name] for name in event.usage if name in types}))
+    awaits = next((each.awaits for each in refused if each.awaits is not None), None)
+    part = part_of(refused[0].record.event, records, kept=[each.record for each in refused])
     return Refusal(part, "; ".join(reasons), awaits)
+
+
+def part_of(event: MeterEvent, records: Sequence[Record], *, kept: Sequence[Record]) -> MeterEvent:
+    """What is left of an event when only these of its records are still to be reported.
+
+    Where its other records are made of other token types it is the event without those. Otherwise, and for
+    corrections, it names what is left among its anomalies, for `whole_of` to read.
+    """
+    keys = {record.key for record in kept}
+    others = [record for record in records if record.key not in keys]
+    if not others:
+        return event
+    types = {name for record in kept for name in record.measure.types}
+    whole, marked = whole_of(event)
+    apart = all(record.measure.types and types.isdisjoint(record.measure.types) for record in others)
+    if apart and marked is None and event.corrects is None and all(record.measure.types for record in kept):
+        return replace(event, usage=Usage({name: event.usage[name] for name in event.usage if name in types}))
+    return replace(event, anomalies=(*whole.anomalies, *(f"{PART}{key}" for key in sorted(keys))))
+
+
+def whole_of(event: MeterEvent) -> tuple[MeterEvent, frozenset[str] | None]:
+    """An event as it was, and the keys of the records that are left of it to report; None: all of them."""
+    keys = event.anomalies and frozenset(each.removeprefix(PART) for each in event.anomalies if each.startswith(PART))
+    if not keys:
+        return event, None
+    return replace(event, anomalies=tuple(each for each in event.anomalies if not each.startswith(PART))), keys
 
 
 def refused_or_halved(records: Sequence[Record], reason: str) -> Verdict:
@@ -436,9 +542,9 @@ def chunks(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
         yield records[start : start + size]
 
 
-def customers_known(sink: BackendSink, external: Collection[str]) -> dict[str, list[str]]:
-    """Whose ids these are, as far as the ledger knows: theirs to ours."""
-    accounts: Any = sink._accounts
-    if accounts is None:
-        return {}
-    return {id: accounts.customers_of(id, backend=sink.vendor, mode=sink.mode) for id in external}
+def milliseconds(moment: datetime) -> int:
+    """Milliseconds since 1970, rounded down: a record stays in the hour and the month that its event is of."""
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -33,8 +33,19 @@ class Waiting(Protocol):
     def ready(self, awaits: str) -> bool: ...
 
 
-Unsent = Callable[[Collection[str]], set[str]]
-"""Of these event ids, those that surely never reached the sink: they wait in the journal or in quarantine."""
+class Unsent(Protocol):
+    """Where events are that a sink asks about by id: those that surely never reached it wait in the journal or in
+    quarantine.
+
+    `kept` are the events in quarantine, or the parts of them if the rest was taken. `perhaps` were released, and sent
+    without an answer.
+    """
+
+    def __call__(self, ids: Collection[str]) -> set[str]: ...
+
+    def kept(self, ids: Collection[str]) -> list[MeterEvent]: ...
+
+    def perhaps(self, ids: Collection[str]) -> set[str]: ...
 
 
 @runtime_checkable
@@ -54,13 +65,21 @@ class Forgetful(Protocol):
 
 
 class Accounts(Protocol):
-    """What a sink may ask of the ledger beside it: who customers are elsewhere, and what was recorded."""
+    """What a sink may ask of the ledger beside it: who customers are elsewhere, and what was recorded.
+
+    `shared`: other hosts may record in it and report for themselves, so what was recorded need not have come by here.
+    """
+
+    @property
+    def shared(self) -> bool: ...
 
     def external_ids(self, customers: Collection[str], *, backend: str, mode: str) -> Mapping[str, str]: ...
 
     def event(self, id: str) -> MeterEvent | None: ...
 
     def events(self, *, since: datetime, until: datetime, customer: str | None = None) -> Iterable[MeterEvent]: ...
+
+    def corrections(self, *, since: datetime) -> list[MeterEvent]: ...
 
     def customers_of(self, external_id: str, *, backend: str, mode: str) -> list[str]: ...
 

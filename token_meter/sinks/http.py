@@ -6,9 +6,10 @@ never part of a message.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from token_meter.errors import MissingExtra, Retry
+from token_meter.sinks.lock import ForkLock
 
 if TYPE_CHECKING:
     import requests
@@ -24,14 +26,21 @@ if TYPE_CHECKING:
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 30.0
 TOTAL_SECONDS: Final = 60.0
-"""How long one answer may take altogether, however slowly it drips."""
+"""How long the body of one answer may take altogether, however slowly it drips."""
 
 ANSWER_BYTES_MAX: Final = 8 << 20
+PIECE_BYTES: Final = 65_536
 TEXT_CHARACTERS_MAX: Final = 300
 """How much of an answer is quoted in a message."""
 
 BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 529})
 """Statuses after which the same request may succeed."""
+
+REFUSING: Final = frozenset({400, 409, 413, 422})
+"""Refusals that are about what was sent. Any other (404, 405, 415) is about the address, or how it is talked to."""
+
+SECRET_CHARACTERS_MIN: Final = 8
+"""A header's value of so many characters is taken for a secret, and never quoted back."""
 
 Secret = str | Callable[[], str]
 """A key, or a function that returns the current one: a vault, a file, an environment variable."""
@@ -42,7 +51,7 @@ def secret_of(given: Secret | None, *, variable: str, what: str) -> Callable[[],
 
     def read() -> str:
         key = given() if callable(given) else given or os.environ.get(variable, "")
-        if not key or not isinstance(key, str):
+        if not isinstance(key, str) or not key.strip():
             raise Retry(
                 f"{what} needs a key and has none: set ${variable}, or give the key (or a function) to the sink"
             )
@@ -53,6 +62,14 @@ def secret_of(given: Secret | None, *, variable: str, what: str) -> Callable[[],
 
 class KeyRefused(Retry):
     """The destination does not take the key (HTTP 401 or 403). Nothing is wrong with the events."""
+
+
+class Unavailable(Retry):
+    """The destination answered that it cannot do it now. `headers` are those of its answer, names in lower case."""
+
+    def __init__(self, message: str, *, after: float | None, headers: Mapping[str, str]) -> None:
+        super().__init__(message, after=after)
+        self.headers = headers
 
 
 class Answer(NamedTuple):
@@ -81,7 +98,9 @@ class Answer(NamedTuple):
 
 
 class Http:
-    """Requests to one base URL. `what` names the destination in messages. Any thread may use it, a forked child too.
+    """Requests to one base URL. `what` names the destination in messages and `credential` what it refuses with 401.
+
+    Any thread may use it, a forked child too.
 
     Proxies and certificates come from the environment as with any client; `.netrc` is not read, because it would put
     other credentials in place of the key. Redirects are not followed, because they would take the key elsewhere.
@@ -93,6 +112,7 @@ class Http:
         *,
         what: str,
         authorise: Callable[[], Mapping[str, str]],
+        credential: str = "key",
         connections_max: int = 1,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -108,7 +128,9 @@ class Http:
         self.skew_seconds = 0.0
         self._now = now
         self._authorise = authorise
+        self._credential = credential
         self._connections_max = connections_max
+        self._lock = ForkLock()
         self._session: requests.Session | None = None
         self._process = 0
 
@@ -136,22 +158,27 @@ class Http:
         """One request and its answer. Raises Retry for what may succeed later, a refused key included."""
         requests = _requests()
         session = self._sessions()
+        secrets = self._authorise()
         try:
             response = session.request(
                 method,
                 f"{self.url}{path}",
                 data=body,
                 params=parameters,
-                headers={**(headers or {}), **self._authorise()},
+                headers={**(headers or {}), **secrets},
                 timeout=(CONNECT_SECONDS, READ_SECONDS),
                 allow_redirects=False,
                 stream=True,
             )
             answer = Answer(
                 response.status_code,
-                self._read(response),
+                _without(secrets, self._read(response)) if response.status_code >= 300 else self._read(response),
                 {name.lower(): value for name, value in response.headers.items()},
             )
+        except (UnicodeError, requests.exceptions.InvalidHeader):
+            raise Retry(f"the {self._credential} for {self.what} holds characters that no HTTP header can") from None
+        except requests.Timeout:
+            raise Retry(f"{self.what} does not answer in time at {self.server}") from None
         except requests.RequestException as problem:
             raise Retry(f"{self.what} cannot be reached at {self.server}: {_reason(problem)}") from None
         self._learn_time(answer)
@@ -165,9 +192,10 @@ class Http:
             session.close()
 
     def _sessions(self) -> requests.Session:
-        if self._session is None or self._process != os.getpid():
-            self._session, self._process = self._made(), os.getpid()
-        return self._session
+        with self._lock:
+            if self._session is None or self._process != os.getpid():
+                self._session, self._process = self._made(), os.getpid()
+            return self._session
 
     def _made(self) -> requests.Session:
         from requests import Session
@@ -188,7 +216,7 @@ class Http:
         """The body, as long as it is of a bearable size and comes in bearable time."""
         deadline = time.monotonic() + TOTAL_SECONDS
         pieces, size = [], 0
-        for piece in response.iter_content(65_536):
+        for piece in _pieces(response):
             pieces.append(piece)
             size += len(piece)
             if size > ANSWER_BYTES_MAX or time.monotonic() > deadline:
@@ -211,11 +239,13 @@ class Http:
     def _judge(self, answer: Answer) -> None:
         if answer.status in (401, 403):
             raise KeyRefused(
-                f"{self.what} refuses the key (HTTP {answer.status}): {answer.text or 'no reason given'}. Nothing is "
-                "lost: set the right key and delivery goes on"
+                f"{self.what} refuses the {self._credential} (HTTP {answer.status}): "
+                f"{answer.text or 'no reason given'}. Nothing is lost: set the right key and delivery goes on"
             )
         if answer.status in BUSY or answer.status >= 500:
-            raise Retry(f"{self.what} answered HTTP {answer.status}: {answer.text}", after=_wait(answer.headers))
+            after = _wait(answer.headers, now=self.their_time)
+            said = f"{self.what} answered HTTP {answer.status}: {answer.text}"
+            raise Unavailable(said, after=after, headers=answer.headers)
         if 300 <= answer.status < 400:
             raise Retry(f"{self.what} redirects (HTTP {answer.status}); is {self.server} the right address?")
 
@@ -227,8 +257,37 @@ def whole_number(value: object, *, what: str) -> int:
     return int(value)
 
 
-def _wait(headers: Mapping[str, str]) -> float | None:
-    """How long a destination wants us to wait, by `Retry-After` (seconds or a date) or `X-RateLimit-Reset`."""
+def _pieces(response: requests.Response) -> Iterable[bytes]:
+    """The body as it arrives: a piece is there as soon as any of it is, so that one can stop waiting for more."""
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+    read = getattr(response.raw, "read1", None)
+    if read is None:  # urllib3 before 2.1
+        yield from response.iter_content(PIECE_BYTES)
+        return
+    try:
+        while piece := read(PIECE_BYTES, decode_content=True):
+            yield piece
+    except ReadTimeoutError as problem:
+        raise _requests().exceptions.ReadTimeout(problem) from problem
+    except HTTPError as problem:
+        raise _requests().exceptions.ConnectionError(problem) from problem
+
+
+def _without(secrets: Mapping[str, str], body: bytes) -> bytes:
+    """What a server says when something is wrong, without the key, should it repeat that."""
+    for name, value in secrets.items():
+        secret = value.rpartition(" ")[2].encode()
+        if len(secret) >= SECRET_CHARACTERS_MIN and not name.lower().endswith(("version", "accept")):
+            body = body.replace(secret, b"***")
+    return body
+
+
+def _wait(headers: Mapping[str, str], *, now: float) -> float | None:
+    """How long a destination wants us to wait, by `Retry-After` (seconds or a date) or `X-RateLimit-Reset`.
+
+    `now` is the time there: by our own clock, which may be wrong, one would wait too long or not at all.
+    """
     said = headers.get("retry-after") or headers.get("x-ratelimit-reset") or headers.get("ratelimit-reset")
     if not said:
         return None
@@ -236,11 +295,14 @@ def _wait(headers: Mapping[str, str]) -> float | None:
         seconds = float(said)
     except ValueError:
         try:
-            return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+            return max(0.0, parsedate_to_datetime(said).timestamp() - now)
         except (TypeError, ValueError, OverflowError):
             return None
-    # Some send the moment (seconds since 1970) where others send a duration.
-    return max(0.0, seconds - time.time() if seconds > 1e9 else seconds)
+    if not math.isfinite(seconds):
+        return None
+    # Some send the moment (seconds or milliseconds since 1970) where others send a duration.
+    moment = seconds / 1000 if seconds > 1e11 else seconds
+    return max(0.0, moment - now if moment > 1e9 else moment)
 
 
 def _reason(problem: BaseException) -> str:

@@ -7,6 +7,8 @@ the others sent again. An event that Lago has already is one of these reasons, a
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Final
@@ -21,7 +23,7 @@ from token_meter.sinks.backend import (
     Record,
     Refused,
     Verdict,
-    refused_or_halved,
+    milliseconds,
 )
 from token_meter.sinks.http import Answer, Http, Secret, secret_of
 from token_meter.sinks.mapping import ANY_METER, Mapped, Properties, Rule, measured, own_dimensions
@@ -30,6 +32,9 @@ API_URL: Final = "https://api.getlago.com"
 KEY_VARIABLE: Final = "LAGO_API_KEY"
 URL_VARIABLE: Final = "LAGO_API_URL"
 EVENTS_PATH: Final = "/api/v1/events"
+VALUE: Final = "value"
+"""The property that holds the quantity, and that the metrics sum."""
+WHOLE: Final = re.compile(r"(-?\d+)(?:\.0*)?", re.ASCII)
 PAGE_SIZE: Final = 500
 PAGES_MAX: Final = 2_000
 
@@ -62,6 +67,7 @@ CODES: Final[Mapping[str, str]] = {
     "video_ms": "llm_video_milliseconds",
     "characters": "llm_characters",
     "images": "llm_images",
+    "units": "llm_units",
 }
 """The code of the billable metric for each token type, as Lago's own agent SDK names them as far as it has them.
 
@@ -103,6 +109,8 @@ class LagoSink(BackendSink):
         where: Callable[[MeterEvent], bool] | None = None,
         name: str = "lago",
     ) -> None:
+        if VALUE in (*dimensions, *(properties or {})):
+            raise ValueError(f"{VALUE!r} is what Lago sums: give the property another name")
         self._key = secret_of(api_key, variable=KEY_VARIABLE, what="Lago")
         self.rules: tuple[Rule, ...] | None = None
         if mapping is None:
@@ -131,7 +139,7 @@ class LagoSink(BackendSink):
         details = document.get("error_details") if isinstance(document, dict) else None
         reasons = _reasons(details, len(call.records)) if answer.status == 422 else {}
         if not reasons:
-            return refused_or_halved(call.records, f"Lago (HTTP {answer.status}): {answer.text}")
+            return super().judge(answer, call)
         refused = [
             Refused(call.records[place], f"Lago: {_told(reason)}")
             for place, reason in reasons.items()
@@ -178,24 +186,32 @@ class LagoSink(BackendSink):
 
     def check(self) -> list[str]:
         """Prove the key, and that there is a billable metric for each code. Raises SinkError."""
-        codes: set[str] = set()
-        for page in range(1, PAGES_MAX):
+        known = self._metrics()
+        wanted = sorted({rule.meter for rule in self.rules or () if rule.meter})
+        missing = [code for code in wanted if code not in known]
+        if wanted and len(missing) == len(wanted):
+            raise SinkError(f"Lago has no billable metric for any code of this sink: {', '.join(wanted)}. Create them")
+        lines = [
+            f"Lago takes the key: {len(known)} billable metrics",
+            *(_metric_line(code, known[code]) for code in wanted if code in known),
+        ]
+        if missing:
+            lines.append(f"Lago takes usage of codes without a billable metric and never bills it: {', '.join(missing)}")
+        return lines
+
+    def _metrics(self) -> dict[str, Mapping[str, Any]]:
+        """Lago's billable metrics, by code. Raises SinkError."""
+        known: dict[str, Mapping[str, Any]] = {}
+        for page in range(1, PAGES_MAX + 1):
             answer = self._http.get("/api/v1/billable_metrics", {"per_page": str(PAGE_SIZE), "page": str(page)})
             document = answer.json()
             found = document.get("billable_metrics") if isinstance(document, dict) else None
             if not answer.ok or not isinstance(found, list):
                 raise SinkError(f"Lago does not list billable metrics (HTTP {answer.status}): {answer.text}")
-            codes |= {str(each.get("code")) for each in found if isinstance(each, dict)}
+            known.update((str(each.get("code")), each) for each in found if isinstance(each, dict))
             if len(found) < PAGE_SIZE:
                 break
-        lines = [f"Lago takes the key: {len(codes)} billable metrics"]
-        wanted = sorted({rule.meter for rule in self.rules or () if rule.meter})
-        missing = [code for code in wanted if code not in codes]
-        if wanted and len(missing) == len(wanted):
-            raise SinkError(f"Lago has no billable metric for any code of this sink: {', '.join(wanted)}. Create them")
-        lines += [f"billable metric {code} is there" for code in wanted if code in codes]
-        lines += [f"no billable metric {code}: Lago takes such usage and never bills it" for code in missing]
-        return lines
+        return known
 
     def _headers(self) -> Mapping[str, str]:
         return {"Authorization": f"Bearer {self._key()}"}
@@ -228,8 +244,6 @@ TOOLS: Final = frozenset({"web_search", "file_search", "code_interpreter", "imag
 
 def url_of(base_url: str | None) -> str:
     """The server's address, however it was given: Lago's own SDK wants it with `/api/v1`."""
-    import os
-
     return (base_url or os.environ.get(URL_VARIABLE) or API_URL).rstrip("/").removesuffix("/api/v1")
 
 
@@ -238,8 +252,8 @@ def _event(record: Record) -> dict[str, Any]:
         "transaction_id": record.identifier,
         "external_subscription_id": record.customer,
         "code": record.measure.meter,
-        "timestamp": round(record.time.timestamp(), 3),
-        "properties": {**record.measure.properties, "value": str(record.value)},
+        "timestamp": milliseconds(record.time) / 1000,
+        "properties": {**record.measure.properties, VALUE: str(record.value)},
     }
 
 
@@ -259,6 +273,16 @@ def _is_there(reason: object) -> bool:
     return isinstance(reason, dict) and reason == {"transaction_id": ["value_already_exist"]}
 
 
+def _metric_line(code: str, metric: Mapping[str, Any]) -> str:
+    """What is to be said about a metric that is there: some count events, or sum another property."""
+    kind, field = metric.get("aggregation_type"), metric.get("field_name")
+    if (kind, field) == ("sum_agg", VALUE):
+        return f"billable metric {code} is there"
+    return (
+        f"billable metric {code} is there, but does not sum `{VALUE}` ({kind} of {field or 'events'}): is that meant?"
+    )
+
+
 def _told(reason: object) -> str:
     if not isinstance(reason, dict):
         return str(reason)[:200]
@@ -267,11 +291,14 @@ def _told(reason: object) -> str:
 
 
 def _value(event: Mapping[str, Any]) -> int:
-    text = (event.get("properties") or {}).get("value", "0")
-    try:
-        return int(text)
-    except (TypeError, ValueError):
-        raise SinkError(f"Lago has an event whose value is no whole number: {str(text)[:40]!r}") from None
+    text = str((event.get("properties") or {}).get(VALUE, "0"))
+    whole = WHOLE.fullmatch(text)
+    if whole is None:
+        raise SinkError(
+            f"Lago's event {event.get('transaction_id')} has the value {text[:40]!r}, which is no whole number: "
+            "something else than this sink reported it"
+        )
+    return int(whole[1])
 
 
 def _moment(event: Mapping[str, Any]) -> datetime:

@@ -7,11 +7,11 @@ measure for each rule, and the same ones however often it is sent. A rule that f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final
 
 from token_meter.event import MeterEvent
-from token_meter.usage import TOKEN_TYPES
+from token_meter.usage import TOKEN_TYPES, Usage
 
 LLM_TOKENS: Final = "llm_tokens"
 """The meter of events that were metered from model calls."""
@@ -37,11 +37,13 @@ class Rule:
     source: str = LLM_TOKENS
 
     def __post_init__(self) -> None:
+        _check_key(self.key)
+        if isinstance(self.types, str):
+            raise ValueError(f"rule {self.key!r}: types is a tuple of names, as in types=({self.types!r},)")
         unknown = [name for name in self.types if name not in TOKEN_TYPES]
         if unknown:
             raise ValueError(f"rule {self.key!r}: {', '.join(unknown)}: no token type. Known: {', '.join(TOKEN_TYPES)}")
-        if not 0 < len(self.key) <= KEY_CHARACTERS_MAX:
-            raise ValueError(f"a rule's key has 1 to {KEY_CHARACTERS_MAX} characters, not {self.key!r}")
+        _check_texts(f"rule {self.key!r}", self.properties)
 
 
 ANY_METER: Final = "*"
@@ -52,7 +54,8 @@ ANY_METER: Final = "*"
 class Measure:
     """So much of one meter: what a mapping makes of an event. `key` is unique among the measures of the event.
 
-    `types` are the token types that were summed, so that a refused measure can be told apart from the others.
+    `types` are the token types that were summed, so that a refused measure can be told apart from the others. Raises
+    ValueError for a key that cannot be one, and TypeError for a value that is no whole number.
     """
 
     key: str
@@ -60,6 +63,14 @@ class Measure:
     value: int
     properties: Mapping[str, str] = field(default_factory=dict)
     types: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_key(self.key)
+        if not isinstance(self.meter, str) or not self.meter:
+            raise ValueError(f"measure {self.key!r}: meter is the name of a meter, not {self.meter!r}")
+        if isinstance(self.value, bool) or not isinstance(self.value, int):
+            raise TypeError(f"measure {self.key!r}: value must be an int, not {type(self.value).__name__}")
+        _check_texts(f"measure {self.key!r}", self.properties)
 
 
 Mapped = Callable[[MeterEvent], Iterable[Measure]]
@@ -76,43 +87,90 @@ def measured(rules: Sequence[Rule], properties: Properties) -> Mapped:
     if double is not None:
         raise ValueError(f"two rules have the key {double!r}: each needs its own")
 
+    tables = {source: _Table(rules, source) for source in (LLM_TOKENS, *(rule.source for rule in rules))}
+    others = _Table(rules, ANY_METER)
+
     def measures(event: MeterEvent) -> list[Measure]:
-        own: dict[str, str] | None = None
-        found = []
-        for rule in rules:
-            if not _applies(rule, event):
-                continue
-            value = _value(rule, event)
-            if not value:
-                continue
-            if own is None:
-                own = {name: text for name, read in properties.items() if (text := read(event)) is not None}
-            found.append(
-                Measure(
-                    key=rule.key,
-                    meter=rule.meter or event.meter,
-                    value=value,
-                    properties={**own, **rule.properties},
-                    types=tuple(rule.types) or tuple(event.usage),
-                )
+        table = tables.get(event.meter, others)
+        sums = table.sums(event.usage)
+        if not sums:
+            return []
+        own = {name: text for name, read in properties.items() if (text := read(event)) is not None}
+        # The table was checked when it was made; what is wrong with an event's own texts the class itself tells.
+        fit = event.meter and all(isinstance(text, str) for text in own.values())
+        make = _ready_made if fit else Measure
+        return [
+            make(
+                key=rule.key,
+                meter=rule.meter or event.meter,
+                value=sums[place],
+                properties={**own, **rule.properties},
+                types=rule.types or tuple(event.usage),
             )
-        return found
+            for place, rule in table.rules
+            if place in sums
+        ]
 
     return measures
 
 
-def _applies(rule: Rule, event: MeterEvent) -> bool:
-    if rule.source == ANY_METER:
-        return event.meter != LLM_TOKENS
-    return event.meter == rule.source
+def _ready_made(*, key: str, meter: str, value: int, properties: Mapping[str, str], types: tuple[str, ...]) -> Measure:
+    """A measure that needs no check: there are several for each event that is delivered."""
+    measure = object.__new__(Measure)
+    _KEY(measure, key)
+    _METER(measure, meter)
+    _VALUE(measure, value)
+    _PROPERTIES(measure, properties)
+    _TYPES(measure, types)
+    return measure
 
 
-def _value(rule: Rule, event: MeterEvent) -> int:
-    usage = event.usage
-    if not rule.types:
-        # Usage of one's own is any of the types; of a model call, calls are what is counted.
-        return sum(usage.values()) if rule.source != LLM_TOKENS else int(bool(usage))
-    return sum(usage.get(name, 0) for name in rule.types)
+_KEY, _METER, _VALUE, _PROPERTIES, _TYPES = (getattr(Measure, each.name).__set__ for each in fields(Measure))
+
+
+class _Table:
+    """The rules that apply to the events of one meter, looked up by token type: events have few, tables have many."""
+
+    def __init__(self, rules: Sequence[Rule], meter: str) -> None:
+        own = meter != LLM_TOKENS
+        self.rules = [
+            (place, rule)
+            for place, rule in enumerate(rules)
+            if rule.source == meter or (own and rule.source == ANY_METER)
+        ]
+        self._own = own
+        self._whole = [place for place, rule in self.rules if not rule.types]
+        self._places: dict[str, list[int]] = {}
+        for place, rule in self.rules:
+            for name in rule.types:
+                self._places.setdefault(name, []).append(place)
+
+    def sums(self, usage: Usage) -> dict[int, int]:
+        """What the rules find, by their places; those that find nothing are left out."""
+        found: dict[int, int] = {}
+        total = 0
+        for name, quantity in usage.items():
+            total += quantity
+            for place in self._places.get(name, ()):
+                found[place] = found.get(place, 0) + quantity
+        if total:
+            # Usage of one's own is any of the types; of a model call, calls are what is counted.
+            found.update(dict.fromkeys(self._whole, total if self._own else 1))
+        return found
+
+
+def _check_key(key: str) -> None:
+    """Keys stand in identifiers, after the event's id and a colon; a minus before one takes its measure back."""
+    if not isinstance(key, str) or not 0 < len(key) <= KEY_CHARACTERS_MAX or ":" in key or key.startswith("-"):
+        raise ValueError(
+            f"a key has 1 to {KEY_CHARACTERS_MAX} characters, no colon, and no minus at its beginning: {key!r} is none"
+        )
+
+
+def _check_texts(whose: str, properties: Mapping[str, str]) -> None:
+    for name, text in properties.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{whose}: the property {name!r} must be a text, not {type(text).__name__}")
 
 
 def types_of(*headlines: str) -> tuple[str, ...]:
@@ -121,9 +179,9 @@ def types_of(*headlines: str) -> tuple[str, ...]:
 
 
 def unmapped(rules: Sequence[Rule]) -> tuple[str, ...]:
-    """The token types that no rule reports: usage of these never reaches the destination."""
+    """The token types of model calls that no rule reports: usage of these never reaches the destination."""
     reported = {name for rule in rules for name in rule.types if rule.source == LLM_TOKENS}
-    return tuple(name for name in TOKEN_TYPES if name not in reported and TOKEN_TYPES[name].unit != "unit")
+    return tuple(name for name in TOKEN_TYPES if name not in reported)
 
 
 def own_dimensions(names: Sequence[str]) -> Properties:

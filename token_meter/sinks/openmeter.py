@@ -64,6 +64,8 @@ class OpenMeterSink(BackendSink):
         name: str = "openmeter",
         now: Callable[[], float] = time.time,
     ) -> None:
+        if VALUE in (*dimensions, *(properties or {})):
+            raise ValueError(f"{VALUE!r} is what OpenMeterSink calls the quantity: give the property another name")
         self._key = api_key
         self._source = source
         self._now = now
@@ -86,18 +88,20 @@ class OpenMeterSink(BackendSink):
 
     def call(self, records: Sequence[Record]) -> Call:
         """One batch of CloudEvents."""
-        body = json.dumps([self._event(record) for record in records], separators=(",", ":")).encode()
+        times = {moment: format_time(moment) for moment in {record.time for record in records}}
+        documents = [self._event(record, times[record.time]) for record in records]
+        body = json.dumps(documents, separators=(",", ":")).encode()
         return Call(EVENTS_PATH, body, {"Content-Type": "application/cloudevents-batch+json"}, records)
 
-    def _event(self, record: Record) -> dict[str, Any]:
+    def _event(self, record: Record, time: str) -> dict[str, Any]:
         return {
             "specversion": "1.0",
             "type": record.measure.meter,
             "id": record.identifier,
             "source": self._source,
             "subject": record.customer,
-            "time": format_time(record.time),
-            "data": {VALUE: record.value, **record.measure.properties},
+            "time": time,
+            "data": {**record.measure.properties, VALUE: record.value},
         }
 
     # ---- what it remembers ----
@@ -127,10 +131,13 @@ class OpenMeterSink(BackendSink):
         """What OpenMeter counted in [since, until), whole minutes, for these (subject, event type) pairs."""
         meters = self._meters()
         sums = dict.fromkeys(pairs, 0)
-        for event_type in sorted({event_type for _, event_type in pairs}):
+        wanted = sorted({event_type for _, event_type in pairs})
+        if wanted and not meters.keys() & wanted:
+            raise SinkError(f"OpenMeter has no meter that sums $.{VALUE} of events of type {', '.join(wanted)}")
+        for event_type in wanted:
             slug = meters.get(event_type)
             if slug is None:
-                raise SinkError(f"OpenMeter has no meter that sums $.{VALUE} of events of type {event_type!r}")
+                continue  # stored and never counted: that is what shows as missing
             asked = {"from": format_time(since), "to": format_time(until), "groupBy": "subject"}
             answer = self._http.get(f"{METERS_PATH}/{slug}/query", asked)
             document = answer.json()
@@ -171,14 +178,10 @@ class OpenMeterSink(BackendSink):
 
     def _headers(self) -> Mapping[str, str]:
         key = self._key() if callable(self._key) else self._key or os.environ.get(KEY_VARIABLE, "")
-        return {"Authorization": f"Bearer {key.strip()}"} if key else {}
+        return {"Authorization": f"Bearer {key.strip()}"} if key and key.strip() else {}
 
 
 def openmeter_rules(event_type: str = EVENT_TYPE) -> list[Rule]:
     """One rule for each token type, one for meters of the user's own."""
-    rules = [
-        Rule(key=name, meter=event_type, types=(name,), properties={"type": name})
-        for name, row in TOKEN_TYPES.items()
-        if row.unit != "unit"
-    ]
+    rules = [Rule(key=name, meter=event_type, types=(name,), properties={"type": name}) for name in TOKEN_TYPES]
     return [*rules, Rule(key="value", meter="", source=ANY_METER)]

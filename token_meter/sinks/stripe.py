@@ -3,27 +3,25 @@
 Facts about the API, with their sources, stand in docs/decisions.md under "Billing backends". What shapes this file:
 
 * A meter event counts once per `identifier`, for 24 hours. So the same record always has the same identifier, and what
-  may have arrived longer ago is looked up in the meter's summaries before it is sent again (`stripe_summaries`).
-* Single events are validated when they are sent, one request at a time per customer and meter; a stream takes 100 in a
-  request and validates later (`stripe_reports` takes those errors).
+  may have arrived longer ago is looked up in the meter's summaries before it is sent again (`stripe_counted`).
+* Single events are validated when they are sent, one request at a time per customer and meter (`stripe_lanes`); a
+  stream takes 100 in a request and validates later (`stripe_reports` takes those errors).
 * Values are strings of whole numbers; timestamps lie within the past 35 days and the next 5 minutes.
+* What was reported can be cancelled for 24 hours (`stripe_corrections`).
 """
 
 from __future__ import annotations
 
 import random
-import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Final
 
-from token_meter.errors import Rejected, Retry, SinkError
+from token_meter.errors import Refusal, Retry, SinkError
 from token_meter.event import MeterEvent
 from token_meter.sinks import stripe_wire as wire
 from token_meter.sinks.backend import (
-    CUSTOMER_KEY,
     TAKEN,
     BackendSink,
     Call,
@@ -33,47 +31,42 @@ from token_meter.sinks.backend import (
     Refused,
     Verdict,
     chunks,
-    parts_refused,
     refused_or_halved,
 )
 from token_meter.sinks.base import Report, Unsent
-from token_meter.sinks.http import Answer, Http, KeyRefused, Secret, secret_of
-from token_meter.sinks.mapping import Mapped, Properties, Rule, measured, types_of
+from token_meter.sinks.http import Answer, Http, KeyRefused, Secret, Unavailable, secret_of
+from token_meter.sinks.mapping import Mapped, Properties, Rule, measured
+from token_meter.sinks.repeats import without_repeats
+from token_meter.sinks.stripe_corrections import LATER_KEY, Cancellations, cancels, replayed
+from token_meter.sinks.stripe_counted import Recount
+from token_meter.sinks.stripe_keys import KEY_VARIABLE, check_mode, mode_at_first
+from token_meter.sinks.stripe_lanes import BATCH_SECONDS_MAX, in_lanes
 from token_meter.sinks.stripe_models import stripe_model
-from token_meter.sinks.stripe_reports import SECRET_VARIABLE, read_report
+from token_meter.sinks.stripe_refusals import CHANGE_KEY, METER_KEY, TOO_OLD, refused
+from token_meter.sinks.stripe_reports import SECRET_VARIABLE, named_events, read_report
 from token_meter.sinks.stripe_session import StreamSession
-from token_meter.sinks.stripe_summaries import Summaries, uncounted_records
+from token_meter.sinks.stripe_summaries import Summaries, misfits
+from token_meter.sinks.stripe_tokens import TOKEN_BILLING as TOKEN_BILLING
+from token_meter.sinks.stripe_tokens import TOKEN_TYPES as TOKEN_TYPES
+from token_meter.sinks.stripe_tokens import token_billing as token_billing
 
 API_URL: Final = "https://api.stripe.com"
 STREAM_URL: Final = "https://meter-events.stripe.com"
 API_VERSION: Final = "2026-10-28.endive"
-KEY_VARIABLE: Final = "STRIPE_API_KEY"
-
-TOKEN_BILLING: Final = "token-billing-tokens"
-"""The event name of Stripe's billing for LLM tokens."""
-
-TOKEN_TYPES: Final[Mapping[str, str]] = {
-    "input": "input",
-    "cached input": "cached_input",
-    "cache write": "input",
-    "output": "output",
-    "cached output": "output",
-}
-"""Token billing's `token_type` for each headline. Two headlines of one spelling are summed.
-
-`input` and `output` are what Stripe's clients send. They send no cached type, so its spelling is a guess: look at what
-your account's meter has prices for, and change it with `StripeSink(token_types=...)` before you send anything.
-"""
 
 STREAM_EVENTS_MAX: Final = 100
 PAST_SECONDS_MAX: Final = 35 * 86_400.0
 FUTURE_SECONDS_MAX: Final = 290.0
 """Ten seconds less than Stripe's five minutes, for the way there."""
 REMEMBERED_SECONDS: Final = 86_400.0
+LATELY_SECONDS: Final = 3_600.0
+"""So long a summary may not show what was sent."""
+LATELY_MAX: Final = 20_000
 IN_FLIGHT_MAX: Final = 64
 TRIES: Final = 4
-"""So often a single event is sent before the batch is put off, with a pause that doubles from this:"""
+"""So often a request is made before the batch is put off, with a pause that doubles from this:"""
 PAUSE_SECONDS: Final = 0.1
+PAUSE_SECONDS_MAX: Final = 1.0
 
 
 class StripeSink(BackendSink):
@@ -85,9 +78,10 @@ class StripeSink(BackendSink):
     `properties` reads off the event stand in the payload. `customer_key` and `value_key` are the meter's own.
 
     `api_key` is the key or a function that returns it (default: $STRIPE_API_KEY, read when needed); a restricted key
-    needs to write meter events, and to read meters for `deliver check`, reconciliation and the 24-hour rule. `api`:
-    "v2" and "v1" send single events, which are validated at once, `in_flight` at a time but never two of one customer
-    and meter; "stream" sends 100 in a request, which are validated later: for volume, with a webhook for the errors.
+    needs to write meter events, and to read meters for `deliver check`, reconciliation and the 24-hour rule. `mode` is
+    the key's; a key of the other mode is never used. `api`: "v2" and "v1" send single events, which are validated at
+    once, `in_flight` at a time but never two of one customer and meter; "stream" sends 100 in a request, which are
+    validated later: for volume, with a webhook for the errors.
 
     `webhook_secret` (default: $STRIPE_WEBHOOK_SECRET) verifies the error reports that `meter.take_report` is given.
     Customers need their Stripe id (`external_ids["stripe"]`, or another way, see `Customers`).
@@ -140,7 +134,7 @@ class StripeSink(BackendSink):
             mapping=mapping,
             customers=customers,
             unattributed=unattributed,
-            mode=mode or _mode_of(api_key),
+            mode=mode or mode_at_first(api_key),
             where=where,
         )
         self.api: wire.Api = api
@@ -148,64 +142,99 @@ class StripeSink(BackendSink):
         self._customer_key = customer_key
         self._value_key = value_key
         self._now = now
+        self._lately: dict[str, float] = {}
+        self._stream = StreamSession(http, stream_url or (STREAM_URL if base_url == API_URL else base_url), now=now)
+        self._cancellations = Cancellations(self.post, self._taken_back, now=now)
         self._summaries = Summaries(http)
-        stream = stream_url or (STREAM_URL if base_url == API_URL else base_url)
-        self._stream = StreamSession(http, stream, now=now)
+        self._recount = Recount(
+            self._summaries,
+            records=lambda events: self.records(events)[0],
+            customers_behind=self._customers_behind,
+            lately=lambda: [id for id, at in self._lately.items() if now() - at < LATELY_SECONDS],
+            clock_is_fast=lambda: http.skew_seconds < -FUTURE_SECONDS_MAX,
+        )
 
     # ---- sending ----
 
+    def send(self, events: Sequence[MeterEvent]) -> None:
+        """Report a batch. Retry while Stripe cannot take it, Rejected for what it refused of it."""
+        super().send(without_repeats(events, self._accounts))
+        if len(self._lately) > LATELY_MAX:
+            self._lately = dict(list(self._lately.items())[-LATELY_MAX:])
+
     def calls(self, records: Sequence[Record]) -> Iterator[Call]:
-        """Single events and cancellations one by one; streamed events by the hundred."""
-        streamed = [record for record in records if self.api == "stream" and not _cancels(record)]
-        for record in records:
-            if self.api != "stream" or _cancels(record):
-                yield self.call((record,))
-        for piece in chunks(streamed, STREAM_EVENTS_MAX):
-            yield self._streamed(piece)
+        """Single events and cancellations one by one; streamed events by the hundred. What takes back comes last."""
+        for some in ([each for each in records if each.reverses is None], [each for each in records if each.reverses]):
+            streamed = [each for each in some if self.api == "stream" and not cancels(each)]
+            for piece in chunks(streamed, STREAM_EVENTS_MAX):
+                yield self._streamed(piece)
+            for record in some:
+                if self.api != "stream" or cancels(record):
+                    yield self.call((record,))
 
     def call(self, records: Sequence[Record]) -> Call:
         """One request: of one record on the single endpoints, of many on the stream."""
-        record = records[0]
-        if _cancels(record):
-            return wire.cancellation(record, self.api)
-        return self._streamed(records) if self.api == "stream" else self._single(record)
+        if cancels(records[0]):
+            return wire.cancellation(records[0], self.api)
+        return self._streamed(records) if self.api == "stream" else self._single(records[0], self._moment(records[0]))
 
     def deliver(self, records: Sequence[Record]) -> list[Refused]:
-        """Send everything, single events in lanes: one for each customer and meter, several at a time."""
-        refused: list[Refused] = []
+        """Send everything; of a correction first what it reports itself, and only if that is taken what it takes back.
+
+        Otherwise a correction that is refused would be half done.
+        """
+        until = time.monotonic() + BATCH_SECONDS_MAX
+        if self.api == "stream":
+            self._stream.open()
+        refused = self._worked_off([each for each in records if each.reverses is None], until)
+        held = {id(each.record.event): each for each in refused}
+        back = [each for each in records if each.reverses is not None]
+        for record in back:
+            if (cause := held.get(id(record.event))) is not None:
+                refused.append(cause._replace(record=record))
+        return refused + self._worked_off([each for each in back if id(each.event) not in held], until)
+
+    def _worked_off(self, records: Sequence[Record], until: float) -> list[Refused]:
+        """In lanes: one for each customer and meter, one for the stream, several at a time."""
         lanes: dict[tuple[str, str], list[Call]] = {}
         for call in self.calls(records):
-            if call.path == wire.STREAM_PATH:
-                refused += self.settle(call)
-            else:
-                record = call.records[0]
-                lanes.setdefault((record.customer, record.measure.meter), []).append(call)
-        for found in _in_lanes(self._lane, list(lanes.values()), self._in_flight):
-            refused += found
+            record = call.records[0]
+            lane = (wire.STREAM_PATH, "") if call.path == wire.STREAM_PATH else (record.customer, record.measure.meter)
+            lanes.setdefault(lane, []).append(call)
+        refused = in_lanes(self.settle, list(lanes.values()), in_flight=self._in_flight, until=until)
+        places = {record.identifier: place for place, record in enumerate(records)}
+        return sorted(refused, key=lambda each: places[each.record.identifier])
+
+    def settle(self, call: Call) -> list[Refused]:
+        """Make one request and those that follow from its answer, until everything in it is taken or refused."""
+        if not wire.is_cancellation(call):
+            return super().settle(call)
+        refused = self._cancellations.settle(call)
+        self.took(call.records, but=[[each.record for each in refused]])
         return refused
 
-    def _lane(self, calls: Sequence[Call]) -> list[Refused]:
-        return [refused for call in calls for refused in self.settle(call)]
+    def _taken_back(self, record: Record) -> list[Refused]:
+        return super().settle(self._single(record, self._moment(record)))
 
     def post(self, call: Call) -> Answer:
-        """To the stream, or to the single endpoints with patience.
-
-        Stripe's own client does not retry 429, and one busy moment must not put off a whole batch.
-        """
-        if call.path == wire.STREAM_PATH:
-            return self._stream.post(call.path, call.body, headers=call.headers)
+        """Make a request, with patience: Stripe's own client does not retry 429, and one busy moment must not put off
+        a whole batch."""
         for attempt in range(1, TRIES):
             try:
                 return self._posted(call)
             except KeyRefused:
                 raise
             except Retry as retry:
-                if retry.after is not None and retry.after > 1.0:
+                if (retry.after or 0.0) > PAUSE_SECONDS_MAX:
+                    raise
+                if isinstance(retry, Unavailable) and replayed(retry.headers):
                     raise
                 time.sleep(retry.after or PAUSE_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5))
         return self._posted(call)
 
     def _posted(self, call: Call) -> Answer:
+        if call.path == wire.STREAM_PATH:
+            return self._stream.post(call.path, call.body, headers=call.headers)
         answer = super().post(call)
         if answer.status == 409:
             # v2 says so, where v1 says 429, when another request for this customer and meter is under way.
@@ -218,38 +247,50 @@ class StripeSink(BackendSink):
         said = f"{code} {message}"
         if wire.ALREADY.search(said):
             return TAKEN
-        record = call.records[0]
-        if _cancels(record):
-            return self._not_cancelled(record, message)
+        if not wire.refuses(answer):
+            raise Retry(
+                f"Stripe answered HTTP {answer.status}: {message}. Nothing is wrong with the events; is "
+                f"{self._http.server} the right address?"
+            )
         if len(call.records) > 1:
             return refused_or_halved(call.records, f"Stripe: {message}")
-        if wire.FUTURE.search(said) and self._clamped(record) != record.time and call.body != self.call((record,)).body:
+        record = call.records[0]
+        as_it_was = call.body == self._single(record, record.time).body
+        if wire.FUTURE.search(said) and as_it_was and self._moment(record) != record.time:
             # Our clock is fast, which this very answer has told: the same event again, at their time.
             return Verdict(again=[(record,)])
-        return Verdict(refused=[Refused(record, f"Stripe: {message}", self._awaited(record, said))])
+        return Verdict(refused=[self._refused(record, code, message)])
+
+    def took(self, records: Iterable[Record], *, but: Sequence[Sequence[Record]] = ()) -> None:
+        """Stripe has answered for these, except for some of them."""
+        taken = list(records)
+        super().took(taken, but=but)
+        now = self._now()
+        for record in taken:
+            if record.time.timestamp() < now - REMEMBERED_SECONDS + LATELY_SECONDS:
+                self._lately[record.identifier] = now
+
+    # ---- refusals, and what would change them ----
 
     def unfit(self, record: Record) -> Refused | None:
         """What lies outside of Stripe's window can never be counted."""
-        if record.time.timestamp() < self._http.their_time - PAST_SECONDS_MAX:
-            return Refused(
-                record,
-                "it is older than 35 days, which is as far back as Stripe takes usage: charge it in another way (an "
-                "invoice item), then discard it here",
-            )
-        return None
+        too_old = record.time.timestamp() < self._their_time - PAST_SECONDS_MAX
+        return Refused(record, TOO_OLD) if too_old else None
 
-    def _awaited(self, record: Record, said: str) -> str | None:
-        if wire.METER.search(said):
-            return f"{METER_KEY}:{record.measure.meter}"
-        if wire.CUSTOMER.search(said) and self._customers == "registered" and record.event.customer is not None:
-            return f"{CHANGE_KEY}:{record.customer}:{record.event.customer}"
-        return None
+    def _refused(self, record: Record, code: str, message: str) -> Refused:
+        refusal = refused(record, code=code, message=message, registered=isinstance(self._customers, str))
+        if refusal.awaits is not None:
+            self._summaries.forget()  # what is known of the meters does not fit to this
+        return refusal
 
     def ready(self, awaits: str) -> bool:
-        """Whether a meter is active again, or a customer's id is another one by now; else as any backend."""
+        """Whether it is time, a meter is active again, or a customer's id is another one; else as any backend."""
         kind, _, rest = awaits.partition(":")
+        if kind == LATER_KEY:
+            return self._now() >= float(rest)
         if kind == METER_KEY:
-            return self._summaries.meter(rest) is not None
+            meter = self._summaries.meter(rest)
+            return meter is not None and meter.active
         if kind == CHANGE_KEY:
             old, _, customer = rest.partition(":")
             known = self._accounts and self._accounts.external_ids([customer], backend=self.vendor, mode=self.mode)
@@ -258,11 +299,11 @@ class StripeSink(BackendSink):
 
     # ---- what goes out ----
 
-    def _single(self, record: Record) -> Call:
-        return wire.single(record, self.api, payload=self._payload(record), moment=self._clamped(record))
+    def _single(self, record: Record, moment: datetime) -> Call:
+        return wire.single(record, self.api, payload=self._payload(record), moment=moment)
 
     def _streamed(self, records: Sequence[Record]) -> Call:
-        documents = [wire.document(record, self._payload(record), self._clamped(record)) for record in records]
+        documents = [wire.document(record, self._payload(record), self._moment(record)) for record in records]
         return Call(wire.STREAM_PATH, wire.as_json({"events": documents}), wire.JSON, records)
 
     def _payload(self, record: Record) -> dict[str, str]:
@@ -272,28 +313,21 @@ class StripeSink(BackendSink):
             self._value_key: str(record.value),
         }
 
-    def _clamped(self, record: Record) -> datetime:
+    @property
+    def _their_time(self) -> float:
+        return self._stream.their_time if self.api == "stream" else self._http.their_time
+
+    def _moment(self, record: Record) -> datetime:
         """The time of the event; Stripe's own where ours is further ahead than it takes."""
-        theirs = self._http.their_time
+        theirs = self._their_time
         if record.time.timestamp() <= theirs + FUTURE_SECONDS_MAX:
             return record.time
         return datetime.fromtimestamp(theirs, UTC)
 
-    # ---- corrections ----
-
-    def _not_cancelled(self, record: Record, message: str) -> Verdict:
-        """Too late to cancel: what was reported is taken back with a negative value, which counts the same."""
-        if wire.TOO_LATE.search(message):
-            answer = super().post(self._single(record))
-            code, said = wire.error(answer)
-            if answer.ok or wire.ALREADY.search(f"{code} {said}"):
-                return TAKEN
-            return Verdict(refused=[Refused(record, f"Stripe: {said}")])
-        reason = (
-            f"Stripe cannot cancel {record.reverses}: {message}. Was the corrected event delivered? If it waits in "
-            "quarantine, release it first, then this one"
-        )
-        return Verdict(refused=[Refused(record, reason)])
+    def _headers(self) -> Mapping[str, str]:
+        key = self._key()
+        check_mode(key, mode=self.mode, sink=self.name)
+        return {"Authorization": f"Bearer {key}", "Stripe-Version": API_VERSION}
 
     # ---- the 24-hour rule ----
 
@@ -308,32 +342,12 @@ class StripeSink(BackendSink):
 
     def uncounted(self, events: Sequence[MeterEvent], *, unsent: Unsent) -> list[MeterEvent]:
         """What of these Stripe has not counted, by its summaries and the ledger; Rejected for what cannot be told."""
-        records, refusals = self.records(events)
-        if self._accounts is None:
-            raise Rejected(
-                [record.event for record in records],
-                "it may have reached Stripe more than 24 hours ago, and Stripe counts it again if it is sent again. "
-                "Compare with `token-meter reconcile sink`, then release or discard it (with a ledger beside the sink, "
-                "that is done by itself)",
-            )
-        missing, unclear = uncounted_records(
-            records, self._summaries, self._accounts, expected=self._expected, unsent=unsent
-        )
+        records, refusals = self.records(without_repeats(events, self._accounts))
         # What has no id or customer yet is refused when it is sent; it never went out.
-        ids = {record.event.id for record in missing} | {refusal.event.id for refusal in refusals}
-        if unclear:
-            raise Rejected.each(unclear, rest_taken=False)
-        return [_only(event, missing) for event in events if event.id in ids]
-
-    def _expected(self, external: str, since: datetime, until: datetime) -> list[Record]:
-        """The records of everything in the ledger that goes to this Stripe customer, with a time in [since, until)."""
-        assert self._accounts is not None
-        found: dict[str, MeterEvent] = {}
-        for customer in self._customers_behind(external):
-            for event in self._accounts.events(since=since, until=until, customer=customer):
-                found[event.id] = event
-        records, _ = self.records(found.values())
-        return [each for each in records if each.customer == external and since <= each.time < until]
+        left: list[MeterEvent] = [refusal.event for refusal in refusals]
+        if not records:
+            return left
+        return [*left, *self._recount.left(records, self._accounts, unsent)]
 
     def _customers_behind(self, external: str) -> Collection[str | None]:
         if self._customers == "registered" and self._accounts is not None and external != self._unattributed:
@@ -359,101 +373,31 @@ class StripeSink(BackendSink):
         report = read_report(body, headers, secret=self._webhook_secret(), http=self._http)
         if report is None:
             return None
-        if self._accounts is None:
-            raise Retry("an error report names events by id: the meter needs a ledger to look them up")
-        refused: list[Refused] = []
-        whole: list[Record] = []
-        unknown: list[str] = []
-        for sample in report.samples:
-            event = self._accounts.event(sample.identifier.rpartition(":")[0])
-            records = self.records([event])[0] if event is not None else []
-            mine = [record for record in records if record.identifier == sample.identifier]
-            if not mine:
-                unknown.append(sample.identifier)
-                continue
-            whole += [record for record in records if record not in whole]
-            said = f"Stripe refused it afterwards (report {report.id}): {sample.code} {sample.message}".strip()
-            refused.append(Refused(mine[0], said, self._awaited(mine[0], sample.code)))
-        unnamed = max(0, report.errors - len(report.samples))
-        return Report(report.id, tuple(parts_refused(whole, refused)), unnamed, tuple(unknown))
+
+        def look_up(id: str) -> tuple[list[Record], list[Refusal]]:
+            event = self._accounts.event(id) if self._accounts is not None else None
+            return self.records([] if event is None else [event])
+
+        return named_events(report, look_up, lambda record, sample: self._refused(record, sample.code, sample.message))
 
     def check(self) -> list[str]:
-        """Prove the key, and that the meters are there. Raises SinkError."""
-        names = self._summaries.names(refresh=True)
-        lines = [f"Stripe takes the key ({self.mode} mode): {len(names)} active meters"]
+        """Prove the key, and that the meters are there and sum what is sent. Raises SinkError."""
+        self._summaries.forget()
+        active = {name: meter for name, meter in self._summaries.meters().items() if meter.active}
         wanted = {rule.meter for rule in self.rules or () if rule.meter}
-        missing = sorted(wanted - set(names))
+        missing = sorted(wanted - set(active))
         if missing:
             raise SinkError(
                 f"Stripe has no active meter with the event name {', '.join(missing)} "
-                f"(there is: {', '.join(sorted(names)) or 'none'}). Create it in Stripe, or map to another"
+                f"(there is: {', '.join(sorted(active)) or 'none'}). Create it in Stripe, or map to another"
             )
-        lines += [f"meter {meter} is active" for meter in sorted(wanted)]
-        return lines
+        wrong = misfits(self.rules or (), active, customer_key=self._customer_key, value_key=self._value_key)
+        if wrong:
+            raise SinkError("; ".join(wrong))
+        lines = [f"Stripe takes the key ({self.mode} mode): {len(active)} active meters"]
+        return [*lines, *(f"meter {meter} is active" for meter in sorted(wanted))]
 
     def close(self) -> None:
         """Close the connections."""
         super().close()
         self._stream.close()
-
-    def _headers(self) -> Mapping[str, str]:
-        return {"Authorization": f"Bearer {self._key()}", "Stripe-Version": API_VERSION}
-
-
-METER_KEY: Final = "meter"
-CHANGE_KEY: Final = f"{CUSTOMER_KEY}-changes"
-
-
-def token_billing(token_types: Mapping[str, str] = TOKEN_TYPES, *, event_name: str = TOKEN_BILLING) -> list[Rule]:
-    """The rules of Stripe's billing for LLM tokens: one for each spelling of a token type."""
-    by_spelling: dict[str, list[str]] = {}
-    for headline, spelling in token_types.items():
-        by_spelling.setdefault(spelling, []).append(headline)
-    return [
-        Rule(key=spelling, meter=event_name, types=types_of(*headlines), properties={"token_type": spelling})
-        for spelling, headlines in by_spelling.items()
-        if spelling
-    ]
-
-
-def _mode_of(key: Secret | None) -> Mode:
-    """The mode of the key, as its beginning tells."""
-    import os
-
-    text = key() if callable(key) else key or os.environ.get(KEY_VARIABLE, "")
-    return "test" if re.match(r"(?:sk|rk)_test_", text.strip()) else "live"
-
-
-def _cancels(record: Record) -> bool:
-    """Whether a record takes back one that Stripe can still cancel. It depends on the events alone, not on the hour:
-    what was cancelled by one attempt must not be taken back with a negative value by the next."""
-    return record.reverses is not None and (record.event.time - record.time).total_seconds() < REMEMBERED_SECONDS
-
-
-def _only(event: MeterEvent, missing: Sequence[Record]) -> MeterEvent:
-    """The part of an event whose records are missing; all of it if all are, or if it cannot be divided."""
-    from dataclasses import replace
-
-    from token_meter.usage import Usage
-
-    mine = [record for record in missing if record.event.id == event.id]
-    types = {name for record in mine for name in record.measure.types}
-    if event.corrects is not None or not types or types >= set(event.usage):
-        return event
-    return replace(event, usage=Usage({name: value for name, value in event.usage.items() if name in types}))
-
-
-def _in_lanes(
-    work: Callable[[Sequence[Call]], list[Refused]], lanes: Sequence[Sequence[Call]], in_flight: int
-) -> list[list[Refused]]:
-    """Work off each lane in order, several lanes at a time. All are finished before a failure of one is raised."""
-    if len(lanes) < 2 or in_flight == 1:
-        return [work(lane) for lane in lanes]
-    try:
-        pool = ThreadPoolExecutor(min(in_flight, len(lanes)), thread_name_prefix="token-meter-stripe")
-        futures = [pool.submit(work, lane) for lane in lanes]
-    except RuntimeError:  # the interpreter is going down and starts no threads any more
-        return [work(lane) for lane in lanes]
-    with pool:
-        pass
-    return [future.result() for future in futures]

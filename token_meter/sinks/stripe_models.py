@@ -27,7 +27,8 @@ _PREFIXES: Final = re.compile(
     r"^(?:(?:publishers/[^/]+/)?models/|arn:[^/]*/|(?:azure|bedrock|vertex|vertex_ai|openai|anthropic|google)/"
     r"|(?:us|eu|apac|jp|au|ca|global|us-gov)\.(?=[a-z0-9]+\.)|(?:anthropic|openai)\.)+"
 )
-_CLOUD_ENDING: Final = re.compile(r"(?:-v\d+(?::\d+)*(?::\w+)?|:\d+)$")
+_CLOUD_ENDING: Final = re.compile(r"(?:(?<!claude)(?<!instant)-v\d+(?::\d+)*(?::\w+)?|(?<!-v\d):\d+)$")
+"""A revision of the cloud's. In the oldest names (`claude-v2:1`) it is the version of the model itself."""
 _AT_DATE: Final = re.compile(r"@(?:\d{8}|latest|default)$")
 _DATE: Final = re.compile(r"-\d{8}$")
 _DASHED_DATE: Final = re.compile(r"-\d{4}-\d{2}-\d{2}$")

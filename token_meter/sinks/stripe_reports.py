@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from token_meter.errors import InvalidReport, MissingExtra, Retry
+from token_meter.errors import InvalidReport, MissingExtra, Refusal, Retry
+from token_meter.sinks.backend import Record, Refused, parts_refused
+from token_meter.sinks.base import Report
 from token_meter.sinks.http import Http
 
 REPORTS: Final = frozenset({"v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"})
 SIGNATURE: Final = "stripe-signature"
-TOLERANCE_SECONDS: Final = 300
 BODY_BYTES_MAX: Final = 1 << 20
 SECRET_VARIABLE: Final = "STRIPE_WEBHOOK_SECRET"
 EVENTS_PATH: Final = "/v2/core/events"
@@ -35,11 +36,11 @@ class Sample(NamedTuple):
 
 
 class StripeReport(NamedTuple):
-    """An error report: its id, the records it names, and how many errors it counts altogether."""
+    """An error report: its id, the records it names, and how many errors it counts besides."""
 
     id: str
     samples: tuple[Sample, ...]
-    errors: int
+    unnamed: int
 
 
 def read_report(body: bytes, headers: Mapping[str, str], *, secret: str, http: Http) -> StripeReport | None:
@@ -56,11 +57,42 @@ def read_report(body: bytes, headers: Mapping[str, str], *, secret: str, http: H
         raise InvalidReport("the report of Stripe has no id that could be one")
     if not isinstance(document.get("data"), dict):
         document = _fetched(id, http)
-    reason = document.get("data", {}).get("reason")
+    data = document.get("data")
+    reason = data.get("reason") if isinstance(data, dict) else None
     reason = reason if isinstance(reason, dict) else {}
-    samples = tuple(_samples(reason))
+    named = list(_samples(reason))
     count = reason.get("error_count")
-    return StripeReport(id, samples, count if isinstance(count, int) else len(samples))
+    unnamed = max(0, count - len(named)) if isinstance(count, int) else 0
+    # What was sent twice, because an answer was lost, is refused twice.
+    return StripeReport(id, tuple({each.identifier: each for each in reversed(named)}.values())[::-1], unnamed)
+
+
+def named_events(
+    report: StripeReport,
+    look_up: Callable[[str], tuple[list[Record], list[Refusal]]],
+    refused_of: Callable[[Record, Sample], Refused],
+) -> Report:
+    """The events that a report names, refused in part or as a whole. `look_up` makes the records of an event by its
+    id, `refused_of` says what a record waits for."""
+    made: dict[str, tuple[list[Record], list[Refusal]]] = {}
+    refused: list[Refused] = []
+    unsendable: dict[str, Refusal] = {}
+    unknown: list[str] = []
+    for sample in report.samples:
+        id = sample.identifier.rpartition(":")[0]
+        records, refusals = made[id] if id in made else made.setdefault(id, look_up(id))
+        said = f"Stripe refused it afterwards (report {report.id}): {sample.code} {sample.message}".strip()
+        mine = next((record for record in records if record.identifier == sample.identifier), None)
+        if mine is not None:
+            refused.append(refused_of(mine, sample)._replace(reason=said))
+        elif refusals:
+            # It could not even be sent any more: its customer has lost their id meanwhile.
+            unsendable[id] = refusals[0]._replace(reason=f"{said}; {refusals[0].reason}")
+        else:
+            unknown.append(sample.identifier)
+    every = [record for records, _ in made.values() for record in records]
+    whole = (*parts_refused(every, refused), *unsendable.values())
+    return Report(report.id, whole, report.unnamed, tuple(unknown))
 
 
 def _verified(body: bytes, headers: Mapping[str, str], secret: str) -> dict[str, Any]:
@@ -73,12 +105,14 @@ def _verified(body: bytes, headers: Mapping[str, str], secret: str) -> dict[str,
     lowered = {name.lower(): value for name, value in headers.items()}
     try:
         text = body.decode()
-        WebhookSignature.verify_header(text, lowered.get(SIGNATURE, ""), secret, TOLERANCE_SECONDS)
+        # How old it is does not matter: what a report said before is not entered again, so repeating it gains nothing,
+        # and a clock that is minutes off would lose reports.
+        WebhookSignature.verify_header(text, lowered.get(SIGNATURE, ""), secret)
         document = json.loads(text)
-    except (SignatureVerificationError, ValueError, RecursionError):
+    except (SignatureVerificationError, ValueError, TypeError, RecursionError):
         raise InvalidReport(
-            "the request is not signed by Stripe with this secret, or too old. Is it the signing secret of this very "
-            "endpoint (whsec_…), and is the body handed over as it came?"
+            "the request is not signed by Stripe with this secret. Is it the signing secret of this very endpoint "
+            "(whsec_…), and is the body handed over as it came?"
         ) from None
     if not isinstance(document, dict):
         raise InvalidReport("the request holds no event of Stripe")
@@ -87,6 +121,8 @@ def _verified(body: bytes, headers: Mapping[str, str], secret: str) -> dict[str,
 
 def _fetched(id: str, http: Http) -> dict[str, Any]:
     answer = http.get(f"{EVENTS_PATH}/{id}")
+    if answer.status == 404:
+        raise InvalidReport(f"Stripe has no report {id} for this key: is the webhook of the same account and mode?")
     document = answer.json()
     if not answer.ok or not isinstance(document, dict):
         raise Retry(f"Stripe does not show the report {id} (HTTP {answer.status}): {answer.text}")
@@ -94,10 +130,12 @@ def _fetched(id: str, http: Http) -> dict[str, Any]:
 
 
 def _samples(reason: Mapping[str, Any]) -> Iterator[Sample]:
-    for kind in reason.get("error_types") or ():
+    kinds = reason.get("error_types")
+    for kind in kinds if isinstance(kinds, list) else ():
         if not isinstance(kind, dict):
             continue
-        for sample in kind.get("sample_errors") or ():
+        samples = kind.get("sample_errors")
+        for sample in samples if isinstance(samples, list) else ():
             request = sample.get("request") if isinstance(sample, dict) else None
             identifier = request.get("identifier") if isinstance(request, dict) else None
             if isinstance(identifier, str):

@@ -23,9 +23,19 @@ class StreamSession:
     def __init__(self, http: Http, url: str, *, now: Callable[[], float] = time.time) -> None:
         self._api = http
         self._token = ""
+        self._opened_with: Mapping[str, str] = {}
         self._until = float("-inf")
         self._now = now
         self._http = Http(url, what="Stripe's meter event stream", authorise=self._headers, now=now)
+
+    def open(self) -> None:
+        """Have a session, and with it Stripe's idea of the time. Raises Retry."""
+        self._renew()
+
+    @property
+    def their_time(self) -> float:
+        """The time at Stripe, as far as an answer has told it."""
+        return self._http.their_time if self._http.skew_seconds else self._api.their_time
 
     def post(self, path: str, body: bytes, *, headers: Mapping[str, str]) -> Answer:
         """Send one request of the stream. Raises Retry."""
@@ -40,14 +50,16 @@ class StreamSession:
 
     def close(self) -> None:
         """Close the connections and forget the session."""
-        self._token, self._until = "", float("-inf")
+        self._token, self._opened_with, self._until = "", {}, float("-inf")
         self._http.close()
 
     def _headers(self) -> Mapping[str, str]:
         return {"Authorization": f"Bearer {self._token}", "Stripe-Version": self._api.headers()["Stripe-Version"]}
 
     def _renew(self) -> None:
-        if self._now() < self._until - EARLY_SECONDS:
+        # A session belongs to the account of the key that opened it, so another key needs another session.
+        headers = self._api.headers()
+        if self._now() < self._until - EARLY_SECONDS and headers == self._opened_with:
             return
         answer = self._api.post(SESSION_PATH, b"{}", headers={"Content-Type": "application/json"})
         document = answer.json()
@@ -55,7 +67,7 @@ class StreamSession:
         if not answer.ok or not isinstance(token, str) or not token:
             said = answer.text if not answer.ok else "the answer holds no token"
             raise Retry(f"Stripe opens no meter event stream (HTTP {answer.status}): {said}")
-        self._token = token
+        self._token, self._opened_with = token, headers
         self._until = self._now() + _valid_seconds(document)
 
 

@@ -1,22 +1,16 @@
-"""What Stripe has counted: meters by event name, their summaries, and what follows for events it may have forgotten.
-
-Stripe has no way to ask for one identifier. A summary sums a customer's usage of a meter over whole minutes; beside the
-ledger, which knows everything that happened in those minutes, that tells what is missing, or that it cannot be told.
-"""
+"""What Stripe has counted: its meters by event name, and the sums of a customer's usage over whole minutes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, NamedTuple
 
-from token_meter.errors import Refusal, Retry, SinkError
+from token_meter.errors import Retry
+from token_meter.sinks import stripe_wire as wire
 from token_meter.sinks.http import Http, whole_number
-
-if TYPE_CHECKING:
-    from token_meter.sinks.backend import Record
-    from token_meter.sinks.base import Accounts, Unsent
+from token_meter.sinks.mapping import LLM_TOKENS, Rule
 
 METERS_PATH: Final = "/v1/billing/meters"
 PAGES_MAX: Final = 100
@@ -26,37 +20,57 @@ METERS_SECONDS: Final = 60.0
 MINUTE: Final = timedelta(minutes=1)
 
 
+class StripeMeter(NamedTuple):
+    """One meter: `formula` says whether it sums values, counts events, or takes the last value; the keys are those
+    of the payload under which it looks for the customer and the value."""
+
+    id: str
+    event_name: str
+    active: bool
+    formula: str
+    customer_key: str
+    value_key: str
+
+
 class Summaries:
     """Reads meters and their event summaries."""
 
     def __init__(self, http: Http) -> None:
         self._http = http
-        self._meters: dict[str, str] = {}
+        self._meters: dict[str, StripeMeter] = {}
         self._read_at = float("-inf")
 
-    def meter(self, event_name: str) -> str | None:
-        """The id of the active meter of an event name, None if there is none."""
-        return self.names().get(event_name)
+    def meter(self, event_name: str) -> StripeMeter | None:
+        """The meter of an event name, the active one if there are several; None if there never was one."""
+        return self.meters().get(event_name)
 
-    def names(self, *, refresh: bool = False) -> Mapping[str, str]:
-        """Active meters, event name to id."""
-        if refresh or time.monotonic() - self._read_at > METERS_SECONDS:
-            found = self._pages(METERS_PATH, {"status": "active"})
-            self._meters = {str(each.get("event_name")): str(each.get("id")) for each in found}
+    def meters(self) -> Mapping[str, StripeMeter]:
+        """Every meter by its event name, read anew each minute."""
+        if time.monotonic() - self._read_at > METERS_SECONDS:
+            meters: dict[str, StripeMeter] = {}
+            for each in map(_meter, self._pages(METERS_PATH, {})):
+                # Stripe lists the newest first: of one name that is it, unless an older one is active.
+                if each.active or each.event_name not in meters:
+                    meters[each.event_name] = each
+            self._meters = meters
             self._read_at = time.monotonic()
         return self._meters
 
+    def forget(self) -> None:
+        """Read the meters anew the next time: Stripe said something that does not fit to what is known."""
+        self._read_at = float("-inf")
+
     def total(self, event_name: str, customer: str, *, since: datetime, until: datetime) -> int:
-        """The usage that Stripe counted in [since, until); both are whole minutes. Raises SinkError for no meter."""
+        """What Stripe counted in [since, until), whole minutes; 0 for a meter or customer that it does not have."""
         meter = self.meter(event_name)
         if meter is None:
-            raise SinkError(f"Stripe has no active meter with the event name {event_name!r}")
+            return 0
         parameters = {
             "customer": customer,
             "start_time": str(int(since.timestamp())),
             "end_time": str(int(until.timestamp())),
         }
-        found = self._pages(f"{METERS_PATH}/{meter}/event_summaries", parameters)
+        found = self._pages(f"{METERS_PATH}/{meter.id}/event_summaries", parameters)
         return sum(whole_number(each.get("aggregated_value"), what="Stripe") for each in found)
 
     def _pages(self, path: str, parameters: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -64,6 +78,8 @@ class Summaries:
         after: dict[str, str] = {}
         for _ in range(PAGES_MAX):
             answer = self._http.get(path, {**parameters, "limit": str(PAGE_SIZE), **after})
+            if wire.refuses(answer) and wire.CUSTOMER.search(wire.error(answer)[1]):
+                return []
             document = answer.json()
             page = document.get("data") if isinstance(document, dict) else None
             if not answer.ok or not isinstance(page, list):
@@ -80,49 +96,43 @@ def minute_of(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(second=0, microsecond=0)
 
 
-Expected = Callable[[str, datetime, datetime], "list[Record]"]
-"""What the ledger says of a customer there in a span of time."""
-
-
-def uncounted_records(
-    records: Sequence[Record], summaries: Summaries, accounts: Accounts, *, expected: Expected, unsent: Unsent
-) -> tuple[list[Record], list[Refusal]]:
-    """Of records that may have been counted: those that were not, and refusals of events that cannot be told.
-
-    Each customer, meter and minute is judged by itself: what else the ledger has there is counted (unless it was never
-    sent), so the rest of Stripe's sum is what it has of the doubtful records. They went out in order, so that must be
-    the sum of the first so many of them.
-    """
-    groups: dict[tuple[str, str, datetime], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.customer, record.measure.meter, minute_of(record.time)), []).append(record)
-    missing: list[Record] = []
-    unclear: dict[str, Refusal] = {}
-    for (customer, meter, minute), doubtful in groups.items():
-        mine = {record.identifier for record in doubtful}
-        others = [
-            each
-            for each in expected(customer, minute, minute + MINUTE)
-            if each.measure.meter == meter and each.identifier not in mine
-        ]
-        never = unsent({each.event.id for each in others}) if others else set()
-        base = sum(each.value for each in others if each.event.id not in never)
-        there = summaries.total(meter, customer, since=minute, until=minute + MINUTE) - base
-        taken = _taken(there, [record.value for record in doubtful])
-        if taken is None:
-            reason = (
-                f"it may have reached Stripe more than 24 hours ago, and would be counted again. In the minute of "
-                f"{minute:%Y-%m-%d %H:%M} UTC Stripe has {there + base} of {meter} for {customer}, the ledger {base} "
-                f"without what is in doubt ({', '.join(str(record.value) for record in doubtful[:10])}): compare, then "
-                "release or discard it"
+def misfits(
+    rules: Sequence[Rule], meters: Mapping[str, StripeMeter], *, customer_key: str, value_key: str
+) -> list[str]:
+    """What Stripe would count otherwise than these rules mean it, one sentence each."""
+    found = []
+    for rule in rules:
+        meter = meters.get(rule.meter)
+        if meter is None:
+            continue
+        calls = not rule.types and rule.source == LLM_TOKENS
+        if meter.formula != "sum" and not (calls and meter.formula == "count"):
+            does = "counts events" if meter.formula == "count" else "takes the last value"
+            found.append(f"Stripe's meter {rule.meter} {does} where {rule.key!r} reports amounts: it has to sum them")
+        if meter.customer_key != customer_key:
+            found.append(
+                f"Stripe's meter {rule.meter} looks for the customer under {meter.customer_key!r}: give the sink "
+                f"customer_key={meter.customer_key!r}"
             )
-            unclear.update((record.event.id, Refusal(record.event, reason)) for record in doubtful)
-        else:
-            missing += doubtful[taken:]
-    return [record for record in missing if record.event.id not in unclear], list(unclear.values())
+        if meter.value_key != value_key and meter.formula != "count":
+            found.append(
+                f"Stripe's meter {rule.meter} looks for the value under {meter.value_key!r}: give the sink "
+                f"value_key={meter.value_key!r}"
+            )
+    return list(dict.fromkeys(found))
 
 
-def _taken(there: int, values: Sequence[int]) -> int | None:
-    """How many of the first values make this sum; None if no number of them does, or several do."""
-    sums = [sum(values[:count]) for count in range(len(values) + 1)]
-    return sums.index(there) if sums.count(there) == 1 else None
+def _meter(document: Mapping[str, Any]) -> StripeMeter:
+    return StripeMeter(
+        id=str(document.get("id")),
+        event_name=str(document.get("event_name")),
+        active=document.get("status") == "active",
+        formula=_inside(document, "default_aggregation", "formula") or "sum",
+        customer_key=_inside(document, "customer_mapping", "event_payload_key") or "stripe_customer_id",
+        value_key=_inside(document, "value_settings", "event_payload_key") or "value",
+    )
+
+
+def _inside(document: Mapping[str, Any], name: str, key: str) -> str:
+    inner = document.get(name)
+    return str(inner.get(key) or "") if isinstance(inner, dict) else ""

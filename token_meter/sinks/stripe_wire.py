@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
@@ -14,15 +15,26 @@ from token_meter.sinks.http import Answer
 
 Api = Literal["v1", "v2", "stream"]
 STREAM_PATH: Final = "/v2/billing/meter_event_stream"
+CANCEL_PATHS: Final = {
+    "v1": "/v1/billing/meter_event_adjustments",
+    "v2": "/v2/billing/meter_event_adjustments",
+    "stream": "/v2/billing/meter_event_adjustments",
+}
 JSON: Final = {"Content-Type": "application/json"}
 FORM: Final = {"Content-Type": "application/x-www-form-urlencoded"}
+KEY_HEADER: Final = "Idempotency-Key"
+REPLAYED: Final = "idempotent-replayed"
+"""Stripe's answer says with it that it is the one of an earlier request with the same idempotency key."""
 
 ALREADY: Final = re.compile(r"already exists with (?:this )?identifier|duplicate_meter_event|already (?:been )?cancel")
-"""Stripe has it: what was to be done is done. (That a repeated identifier can be an error is not documented.)"""
+"""Stripe has it: what was to be done is done. v2 documents its code for it; what v1 says was seen by others."""
 FUTURE: Final = re.compile(r"timestamp_in_future|in the future", re.IGNORECASE)
-TOO_LATE: Final = re.compile(r"24 hours|window|too (?:old|late)", re.IGNORECASE)
+TOO_LATE: Final = re.compile(r"24 hours|too (?:old|late)", re.IGNORECASE)
 METER: Final = re.compile(r"archived_meter|no_meter|no active meter|meter is (?:archived|inactive)", re.IGNORECASE)
 CUSTOMER: Final = re.compile(r"customer_not_found|no such customer", re.IGNORECASE)
+
+_REFUSING: Final = frozenset({400, 404, 409, 413, 422})
+_NOT_ABOUT_IT: Final = re.compile(r"api_error|idempotency_error|rate_limit|Unrecognized request URL|API version")
 
 
 def single(record: Record, api: Api, *, payload: Mapping[str, str], moment: datetime) -> Call:
@@ -43,9 +55,14 @@ def cancellation(record: Record, api: Api) -> Call:
     name = record.measure.meter
     if api == "v1":
         flat = {"event_name": name, "type": "cancel", "cancel[identifier]": record.reverses}
-        return Call("/v1/billing/meter_event_adjustments", urlencode(flat).encode(), FORM, (record,))
+        return Call(CANCEL_PATHS[api], urlencode(flat).encode(), FORM, (record,))
     fields = {"event_name": name, "type": "cancel", "cancel": {"identifier": record.reverses}}
-    return Call("/v2/billing/meter_event_adjustments", as_json(fields), JSON, (record,))
+    return Call(CANCEL_PATHS[api], as_json(fields), JSON, (record,))
+
+
+def is_cancellation(call: Call) -> bool:
+    """Whether it takes an event back."""
+    return call.path in CANCEL_PATHS.values()
 
 
 def document(record: Record, payload: Mapping[str, str], moment: datetime) -> dict[str, Any]:
@@ -53,20 +70,42 @@ def document(record: Record, payload: Mapping[str, str], moment: datetime) -> di
     return {
         "event_name": record.measure.meter,
         "identifier": record.identifier,
-        "timestamp": f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z",
+        "timestamp": _rfc3339(moment),
         "payload": payload,
     }
 
 
+@lru_cache(maxsize=1024)
+def _rfc3339(moment: datetime) -> str:
+    """Remembered because the records of one event have one time."""
+    return f"{moment.astimezone(UTC).isoformat(timespec='milliseconds')[:-6]}Z"
+
+
 def error(answer: Answer) -> tuple[str, str]:
     """Code and message of Stripe's error."""
-    body = answer.json()
-    found = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(found, dict):
+    found = _error(answer)
+    if found is None:
         return "", answer.text or f"HTTP {answer.status}"
     return str(found.get("code") or ""), str(found.get("message") or found.get("code") or answer.status)
+
+
+def refuses(answer: Answer) -> bool:
+    """Whether Stripe says that something is wrong with what was sent.
+
+    Anything else is about the address, a proxy on the way, or Stripe's own trouble, and changes nothing for the events.
+    """
+    found = _error(answer)
+    if found is None or answer.status not in _REFUSING:
+        return False
+    return not _NOT_ABOUT_IT.search(f"{found.get('type')} {found.get('message')}")
 
 
 def as_json(body: Any) -> bytes:
     """Compact JSON."""
     return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _error(answer: Answer) -> Mapping[str, Any] | None:
+    body = answer.json()
+    found = body.get("error") if isinstance(body, dict) else None
+    return found if isinstance(found, dict) else None

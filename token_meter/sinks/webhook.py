@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from token_meter.errors import MissingExtra, Refusal, Rejected, Retry
 from token_meter.event import MeterEvent, format_time
 from token_meter.sinks.base import Sketch
-from token_meter.sinks.http import Answer, Http, Secret, secret_of
+from token_meter.sinks.http import REFUSING, Answer, Http, Secret, secret_of
 from token_meter.sinks.lock import ForkLock
 
 URL_VARIABLE: Final = "TOKEN_METER_WEBHOOK_URL"
@@ -31,6 +31,13 @@ Content = Callable[[MeterEvent], Mapping[str, Any] | None]
 """What a receiver is told of an event; None: nothing."""
 
 
+class Told(NamedTuple):
+    """An event and the CloudEvent that tells of it, in JSON."""
+
+    event: MeterEvent
+    text: str
+
+
 class WebhookSink:
     """Posts meter events to a URL of yours: a CloudEvent each, with the event's JSON form as `data`.
 
@@ -38,9 +45,9 @@ class WebhookSink:
     ("whsec_…", or a function; default: $TOKEN_METER_WEBHOOK_SECRET) signs every request; a receiver verifies it with
     any Standard Webhooks library. `content` replaces what is told (None leaves an event out), `where` filters.
 
-    The receiver answers 2xx when it has everything. 4xx is taken for a refusal and narrowed down by halves to the
-    events it will not take, or at once if it answers {"rejected": [{"id": …, "reason": …}]}, which says that it has
-    taken the others. 401, 403, 404, 408, 410, 429 and 5xx mean later; `Retry-After` is respected.
+    The receiver answers 2xx when it has everything. 400, 409, 413 and 422 refuse: what it will not take is found by
+    halves, or at once if it answers {"rejected": [{"id": …, "reason": …}]}, which says that it has taken the others
+    (with 2xx, too). Anything else means later; `Retry-After` is respected.
     """
 
     def __init__(
@@ -61,38 +68,33 @@ class WebhookSink:
         self._source = source
         self._content: Content = content or MeterEvent.to_json
         self._where = where
-        self._http = Http(given, what="the webhook", authorise=dict)
+        self._http = Http(given, what="the webhook", authorise=dict, credential="signature")
+        # `Http` takes slashes off the end of a base URL; of a whole one they are a part.
+        self._path = given[len(given.rstrip("/")) :]
         self._lock = ForkLock()
 
     def send(self, events: Sequence[MeterEvent]) -> None:
         """Post a batch. Retry while the receiver cannot take it, Rejected for what it refused of it."""
-        wanted = [event for event in events if self._wants(event)]
-        refusals: list[Refusal] = []
-        if not wanted:
-            return
+        told, refusals = self._told(events)
         with self._lock:
-            waiting: deque[Sequence[MeterEvent]] = deque(
-                wanted[start : start + EVENTS_MAX] for start in range(0, len(wanted), EVENTS_MAX)
-            )
+            waiting = deque(_pieces(told))
             while waiting:
                 piece = waiting.popleft()
-                answer = self._post(piece)
-                if not answer.ok:
-                    refused, again = _judged(answer, piece)
-                    refusals += refused
-                    waiting.extendleft(reversed(again))
+                refused, again = _judged(self._post(piece), piece)
+                refusals += refused
+                waiting.extendleft(reversed(again))
         if refusals:
             raise Rejected.each(refusals, rest_taken=True)
 
     def sketch(self, events: Sequence[MeterEvent]) -> tuple[list[Sketch], list[Refusal]]:
-        """The requests that `send` would make for these events; it refuses none by itself."""
-        wanted = [event for event in events if self._wants(event)]
-        pieces = (wanted[start : start + EVENTS_MAX] for start in range(0, len(wanted), EVENTS_MAX))
-        return [Sketch("POST", self._http.url, self._body(piece).decode()) for piece in pieces], []
+        """The requests that `send` would make for these events, and what it would refuse before it makes any."""
+        told, refusals = self._told(events)
+        url = f"{self._http.url}{self._path}"
+        return [Sketch("POST", url, _body(piece).decode()) for piece in _pieces(told)], refusals
 
     def check(self) -> list[str]:
         """Post an empty, signed batch, which every receiver can take. Raises SinkError."""
-        answer = self._post([])
+        answer = self._post(())
         if not answer.ok:
             raise Retry(f"the webhook answers HTTP {answer.status} to an empty batch: {answer.text}")
         return ["the webhook takes our signature"]
@@ -104,22 +106,35 @@ class WebhookSink:
     def __repr__(self) -> str:
         return f"WebhookSink({self._http.server!r}, name={self.name!r})"
 
-    def _wants(self, event: MeterEvent) -> bool:
-        """Placeholders are left out: the real event follows under the same id."""
-        if not event.usage and event.corrects is None:
-            return False
-        return self._where is None or self._where(event)
+    # ---- what is told ----
 
-    def _body(self, events: Sequence[MeterEvent]) -> bytes:
-        documents = []
+    def _told(self, events: Sequence[MeterEvent]) -> tuple[list[Told], list[Refusal]]:
+        """What to post, each event once, and the events for which a function of the user's failed."""
+        told: dict[str, Told] = {}
+        refusals: list[Refusal] = []
         for event in events:
-            data = self._content(event)
-            if data is not None:
-                documents.append(self._cloud_event(event, data))
-        return json.dumps(documents, separators=(",", ":"), ensure_ascii=False).encode()
+            try:
+                text = self._text(event)
+            except Retry:
+                raise
+            except Exception as problem:  # noqa: BLE001 - the user's own functions; the event waits in quarantine
+                reason = f"the function content= or where= of sink {self.name!r} failed: {type(problem).__name__}: {problem}"
+                refusals.append(Refusal(event, reason))
+            else:
+                if text is not None:
+                    told[event.id] = Told(event, text)
+        return list(told.values()), refusals
 
-    def _cloud_event(self, event: MeterEvent, data: Mapping[str, Any]) -> dict[str, Any]:
-        document = {
+    def _text(self, event: MeterEvent) -> str | None:
+        """The CloudEvent; None for one that is left out, as placeholders are: the real event has the same id."""
+        if not event.usage and event.corrects is None:
+            return None
+        if self._where is not None and not self._where(event):
+            return None
+        data = self._content(event)
+        if data is None:
+            return None
+        document: dict[str, Any] = {
             "specversion": "1.0",
             "type": EVENT_TYPE,
             "source": self._source,
@@ -130,24 +145,33 @@ class WebhookSink:
         }
         if event.customer is not None:
             document["subject"] = event.customer
-        return document
+        # In ASCII: a lone surrogate in a name is no UTF-8 and would hold up everything.
+        return _encode(document)
 
-    def _post(self, events: Sequence[MeterEvent]) -> Answer:
-        body = self._body(events)
-        id = f"msg_{sha256(chr(0).join(event.id for event in events).encode()).hexdigest()[:32]}"
-        answer = self._http.post("", body, headers={"Content-Type": CONTENT_TYPE, **self._signature(id, body)})
-        if answer.status in (404, 410):
-            raise Retry(f"the webhook is not at this address (HTTP {answer.status}). Is the URL right?")
+    # ---- posting ----
+
+    def _post(self, told: Sequence[Told]) -> Answer:
+        """Post, and raise Retry for whatever says nothing about the events."""
+        body = _body(told)
+        answer = self._http.post(self._path, body, headers={"Content-Type": CONTENT_TYPE, **self._signature(body)})
+        if not answer.ok and answer.status not in REFUSING:
+            raise Retry(
+                f"the webhook answered HTTP {answer.status}: {answer.text or 'nothing'}. Nothing is wrong with the "
+                "events; is the URL right?"
+            )
         return answer
 
-    def _signature(self, id: str, body: bytes) -> dict[str, str]:
+    def _signature(self, body: bytes) -> dict[str, str]:
         try:
             from standardwebhooks.webhooks import Webhook
         except ImportError:
             raise MissingExtra("the webhook sink needs: pip install 'token-meter[webhook]'") from None
-        moment = datetime.now(UTC)
+        secret = self._secret()
+        id = f"msg_{sha256(body).hexdigest()[:32]}"
+        # By the receiver's clock, once an answer has told it: it refuses what is older than some minutes.
+        moment = datetime.fromtimestamp(int(self._http.their_time), UTC)
         try:
-            signature = Webhook(self._secret()).sign(msg_id=id, timestamp=moment, data=body.decode())
+            signature = Webhook(secret).sign(msg_id=id, timestamp=moment, data=body.decode())
         except Exception:  # noqa: BLE001 - the library has errors of its own for each way in which a secret is none
             raise Retry("the webhook's secret is none: it is base64, usually after 'whsec_'") from None
         return {
@@ -157,20 +181,35 @@ class WebhookSink:
         }
 
 
-def _judged(answer: Answer, events: Sequence[MeterEvent]) -> tuple[list[Refusal], list[Sequence[MeterEvent]]]:
+_encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def _pieces(told: Sequence[Told]) -> Iterator[Sequence[Told]]:
+    for start in range(0, len(told), EVENTS_MAX):
+        yield told[start : start + EVENTS_MAX]
+
+
+def _body(told: Sequence[Told]) -> bytes:
+    return f"[{','.join(each.text for each in told)}]".encode()
+
+
+def _judged(answer: Answer, told: Sequence[Told]) -> tuple[list[Refusal], list[Sequence[Told]]]:
     """What was refused, and what has to be posted again without it."""
-    document = answer.json()
+    reasons = _named(answer)
+    refused = [Refusal(each.event, reasons[each.event.id]) for each in told if each.event.id in reasons]
+    if refused or answer.ok:
+        return refused, []
+    if len(told) == 1:
+        return [Refusal(told[0].event, f"the webhook (HTTP {answer.status}): {answer.text}")], []
+    middle = len(told) // 2
+    return [], [told[:middle], told[middle:]]
+
+
+def _named(answer: Answer) -> dict[str, str]:
+    """The reasons for the events that an answer names as refused, by id."""
+    document = answer.json() if answer.body else None
     named = document.get("rejected") if isinstance(document, dict) else None
-    if isinstance(named, list) and named:
-        reasons = {str(each.get("id")): str(each.get("reason", "")) for each in named if isinstance(each, dict)}
-        refused = [
-            Refusal(event, f"the webhook: {reasons[event.id][:REASON_CHARACTERS_MAX] or 'no reason given'}")
-            for event in events
-            if event.id in reasons
-        ]
-        if refused:
-            return refused, []
-    if len(events) == 1:
-        return [Refusal(events[0], f"the webhook (HTTP {answer.status}): {answer.text}")], []
-    middle = len(events) // 2
-    return [], [events[:middle], events[middle:]]
+    if not isinstance(named, list):
+        return {}
+    reasons = ((str(each.get("id")), str(each.get("reason") or "")) for each in named if isinstance(each, dict))
+    return {id: f"the webhook: {reason[:REASON_CHARACTERS_MAX] or 'no reason given'}" for id, reason in reasons}

@@ -1,9 +1,8 @@
 """The fake itself: who is let in, which endpoint is asked, and what a request changes.
 
-Two things are now known better than when the defaults were chosen, and the stricter ways can be had. Stripe refuses an
-identifier that it has seen (`strict_identifiers="refuse"`: seen by others on v1, documented for v2), and v2 answers a
-second call at a time for a customer and a meter with 409 (`busy="conflict"`, documented). A sink has to get along with
-each of the four combinations.
+Two things can be had as older pages of Stripe's have them. It refuses an identifier that it has seen (seen by others on
+v1, documented for v2), unless `strict_identifiers="accept"`; and v2 answers a second call at a time for a customer and
+a meter with 409 (documented), unless `busy="lock_timeout"`. A sink has to get along with each of the four combinations.
 
 Assumptions are named in the modules that make them. Here: a session outlives the key that opened it; v2 takes
 restricted keys (an old page of Stripe's says it does not, its own clients use them); a summary needs an existing
@@ -61,8 +60,8 @@ class FakeStripe(FakeBackend):
         chaos: Chaos | None = None,
         key: str = "sk_test_fake",
         customers: Iterable[str] = (),
-        strict_identifiers: Literal["accept", "refuse"] = "accept",
-        busy: Literal["lock_timeout", "conflict"] = "lock_timeout",
+        strict_identifiers: Literal["accept", "refuse"] = "refuse",
+        busy: Literal["lock_timeout", "conflict"] = "conflict",
         summary_lag_seconds: float = 0.0,
         rate_per_second: float | None = None,
         stream_rate_per_second: float | None = None,
