@@ -130,22 +130,25 @@ class World:
             self.fake.add_token_billing_meter()
         self.know()
         self.catch_up()
-        for _ in range(12):
+        for attempt in range(12):
             self.restart()
             done = self.deliver()
-            self.hours(0.3)  # corrections are tried again after a while
-            if done.complete and not any(
-                each.state == "released" or (each.state == "waiting" and UNCLEAR not in (each.reason or ""))
-                for each in quarantined(self.journal, "stripe")
-            ):
+            self.hours(0.3 if attempt < 6 else 100)  # corrections are tried again after a while
+            if done.complete and self.only_unclear():
                 return
         raise AssertionError([(each.state, each.reason) for each in quarantined(self.journal, "stripe")])
+
+    def only_unclear(self):
+        """Whether nothing waits but what cannot be told, and what takes back some of that."""
+        there = [each for each in quarantined(self.journal, "stripe") if each.state in ("waiting", "released")]
+        unclear = {each.id for each in there if UNCLEAR in each.reason}
+        rest = [each for each in there if each.id not in unclear]
+        return all(each.state == "waiting" and each.event.get("corrects") in unclear for each in rest)
 
     def set_aside(self):
         """The records that wait for a human."""
         waiting = [each for each in quarantined(self.journal, "stripe") if each.state == "waiting"]
         parts = [type(self.events[0]).from_json(each.event) for each in waiting]
-        assert all(UNCLEAR in each.reason for each in waiting)
         return {record.identifier for record in self.sink.records(parts)[0]}
 
     def check(self, *, unclear_allowed=True):
@@ -200,7 +203,7 @@ STEPS = [
 DAYS = st.tuples(st.just("hours"), st.sampled_from([1, 12, 23, 25, 49]))
 CORRECT = st.tuples(st.just("correct"), NUMBERS, st.sampled_from(NAMES))
 QUICK = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=15, deadline=None, derandomize=False, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
@@ -209,6 +212,11 @@ def quick(monkeypatch):
     monkeypatch.setattr(stripe, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(stripe, "TRIES", 2)
     monkeypatch.setattr("token_meter.accounts.directory.FRESH_SECONDS", 0.0)
+
+
+def without_refusals(steps, api):
+    """A stream refuses nothing at once; what its reports do not say is tested in test_stripe_reports."""
+    return [("know",), *(step for step in steps if step[0] != "archive")] if api == "stream" else steps
 
 
 def played(template, api, steps, **check):
@@ -227,16 +235,18 @@ def played(template, api, steps, **check):
 @given(steps=st.lists(st.one_of(*STEPS, DAYS, DAYS), min_size=4, max_size=25))
 @QUICK
 def test_days_pass_and_nothing_counts_twice_or_is_lost(template, api, steps):
-    if api == "stream":
-        # A stream refuses nothing at once; what its reports do not say is tested in test_stripe_reports.
-        steps = [("know",), *(step for step in steps if step[0] != "archive")]
-    played(template, api, steps)
+    played(template, api, without_refusals(steps, api))
 
 
 @pytest.mark.parametrize("api", ["v2", "stream"])
 @given(steps=st.lists(st.one_of(*STEPS, CORRECT, CORRECT), min_size=4, max_size=25))
 @QUICK
 def test_corrections_in_any_order_come_to_what_the_ledger_says(template, api, steps):
-    if api == "stream":
-        steps = [("know",), *(step for step in steps if step[0] != "archive")]
-    played(template, api, steps, unclear_allowed=False)
+    played(template, api, without_refusals(steps, api), unclear_allowed=False)
+
+
+@pytest.mark.parametrize("api", ["v2", "stream"])
+@given(steps=st.lists(st.one_of(*STEPS, DAYS, CORRECT), min_size=4, max_size=30))
+@QUICK
+def test_corrections_while_days_pass(template, api, steps):
+    played(template, api, without_refusals(steps, api))

@@ -300,7 +300,7 @@ def test_a_correction_that_cannot_be_done_is_not_tried_for_ever(single):
         right = spend(meter, 6, corrects=wrong.id)
         single.deliver(meter)
         for _ in range(10):
-            single.clock.advance(12 * HOUR)
+            single.clock.advance(5 * DAY)
             single.hurry()
             single.until(lambda: single.waiting().get(right.id))
         single.until(lambda: "tried again" not in single.waiting().get(right.id, "tried again"))

@@ -196,7 +196,9 @@ class LagoSink(BackendSink):
             *(_metric_line(code, known[code]) for code in wanted if code in known),
         ]
         if missing:
-            lines.append(f"Lago takes usage of codes without a billable metric and never bills it: {', '.join(missing)}")
+            lines.append(
+                f"Lago takes usage of codes without a billable metric and never bills it: {', '.join(missing)}"
+            )
         return lines
 
     def _metrics(self) -> dict[str, Mapping[str, Any]]:

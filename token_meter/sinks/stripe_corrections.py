@@ -19,7 +19,7 @@ KEYS_MAX: Final = 20
 CANCEL_SECONDS_MAX: Final = 86_400.0
 
 AGAIN_SECONDS_MIN: Final = 600.0
-AGAIN_SECONDS_MAX: Final = 2 * 86_400.0
+AGAIN_SECONDS_MAX: Final = 35 * 86_400.0
 """So long after a correction Stripe is asked again about an event it did not know, at intervals that double."""
 
 LATER_KEY: Final = "later"

@@ -118,7 +118,9 @@ class WebhookSink:
             except Retry:
                 raise
             except Exception as problem:  # noqa: BLE001 - the user's own functions; the event waits in quarantine
-                reason = f"the function content= or where= of sink {self.name!r} failed: {type(problem).__name__}: {problem}"
+                reason = (
+                    f"the function content= or where= of sink {self.name!r} failed: {type(problem).__name__}: {problem}"
+                )
                 refusals.append(Refusal(event, reason))
             else:
                 if text is not None:
