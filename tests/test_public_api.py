@@ -1,11 +1,12 @@
 """What others build on: names, signatures, fields. A change here is a change for users, so it is made on purpose.
 
-Then: `python -m pytest tests/test_public_api.py --inline-snapshot=fix`, and a line in CHANGELOG.md.
+Then: `python -m pytest tests/test_public_api.py -n0 --inline-snapshot=fix`, and a line in CHANGELOG.md.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import MISSING, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -39,7 +40,8 @@ def signature(each: Any) -> list[str]:
     for parameter in found.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in "".join(shown):
             shown.append("*")
-        shown.append(str(parameter).replace("'", "").replace('"', ""))
+        text = re.sub(r"<(?:built-in )?function (\w+)[^>]*>", r"\1", str(parameter))
+        shown.append(text.replace("'", "").replace('"', ""))
     returned = found.return_annotation
     return [*shown, f"-> {returned}"] if isinstance(returned, str) else shown
 
@@ -80,7 +82,25 @@ def test_names() -> None:
         ]
     )
     assert token_meter.sinks.__all__ == snapshot(
-        ["CallbackSink", "JsonlSink", "LedgerSink", "MemorySink", "Rejected", "Retry", "Sink"]
+        [
+            "AmberfloSink",
+            "CallbackSink",
+            "FilesSink",
+            "JsonlSink",
+            "LagoSink",
+            "LedgerSink",
+            "Measure",
+            "MemorySink",
+            "OpenMeterSink",
+            "OpenTelemetrySink",
+            "Refusal",
+            "Rejected",
+            "Retry",
+            "Rule",
+            "Sink",
+            "StripeSink",
+            "WebhookSink",
+        ]
     )
     assert token_meter.testing.__all__ == snapshot(
         [
@@ -145,6 +165,7 @@ def test_meter() -> None:
                 "status: Status = complete",
                 "-> MeterEvent",
             ],
+            "take_report": ["self", "sink: str", "body: bytes", "headers: Mapping[str, str]", "-> Report | None"],
             "record_event": ["self", "event: MeterEvent", "-> None"],
             "sync": ["self", "-> bool"],
             "ledger": ["property"],
@@ -315,11 +336,38 @@ def test_sinks() -> None:
 
     assert {name: signature(each.__init__) for name, each in made.items()} == snapshot(
         {
+            "AmberfloSink": [
+                "self",
+                "api_key: Secret | None = None",
+                "*",
+                "template: Template = token_types",
+                "mapping: Sequence[Rule] | Mapped | None = None",
+                "properties: Properties | None = None",
+                "dimensions: Sequence[str] = ()",
+                "customers: Customers = same",
+                "unattributed: str | None = None",
+                "mode: Mode = live",
+                "where: Callable[[MeterEvent], bool] | None = None",
+                "name: str = amberflo",
+                "ingest_url: str = https://ingest.amberflo.io",
+                "api_url: str | None = None",
+                "-> None",
+            ],
             "CallbackSink": [
                 "self",
                 "function: Callable[[list[MeterEvent]], object]",
                 "*",
                 "name: str = callback",
+                "-> None",
+            ],
+            "FilesSink": [
+                "self",
+                "folder: str | os.PathLike[str]",
+                "*",
+                "format: Name = jsonl",
+                "part_events: int = 10000",
+                "fsync: Literal[always, never] = always",
+                "name: str = files",
                 "-> None",
             ],
             "JsonlSink": [
@@ -332,6 +380,22 @@ def test_sinks() -> None:
                 "name: str = jsonl",
                 "-> None",
             ],
+            "LagoSink": [
+                "self",
+                "api_key: Secret | None = None",
+                "*",
+                "base_url: str | None = None",
+                "codes: Mapping[str, str] = {input: llm_input_tokens, input_document: llm_input_tokens, input_video: llm_input_tokens, tool_input: llm_input_tokens, input_audio: llm_audio_input_tokens, input_image: llm_image_input_tokens, cache_read: llm_cached_input_tokens, cache_read_audio: llm_cached_input_tokens, cache_read_image: llm_cached_input_tokens, cache_read_video: llm_cached_input_tokens, cache_write_5m: llm_cache_write_5m_tokens, cache_write_30m: llm_cache_creation_tokens, cache_write_1h: llm_cache_write_1h_tokens, cache_write_12h: llm_cache_creation_tokens, output: llm_output_tokens, output_image: llm_output_tokens, output_video: llm_output_tokens, cached_output: llm_output_tokens, output_audio: llm_audio_output_tokens, reasoning: llm_reasoning_tokens, web_search: llm_tool_calls, file_search: llm_tool_calls, code_interpreter: llm_tool_calls, image_generation: llm_tool_calls, audio_ms: llm_audio_milliseconds, video_ms: llm_video_milliseconds, characters: llm_characters, images: llm_images, units: llm_units}",
+                "mapping: Sequence[Rule] | Mapped | None = None",
+                "properties: Properties | None = None",
+                "dimensions: Sequence[str] = ()",
+                "customers: Customers = registered",
+                "unattributed: str | None = None",
+                "mode: Mode = live",
+                "where: Callable[[MeterEvent], bool] | None = None",
+                "name: str = lago",
+                "-> None",
+            ],
             "LedgerSink": [
                 "self",
                 "url: str | os.PathLike[str]",
@@ -340,10 +404,90 @@ def test_sinks() -> None:
                 "name: str = ledger",
                 "-> None",
             ],
+            "Measure": [
+                "self",
+                "*",
+                "key: str",
+                "meter: str",
+                "value: int",
+                "properties: Mapping[str, str] = <factory>",
+                "types: tuple[str, ...] = ()",
+            ],
             "MemorySink": ["self", "name: str = memory", "-> None"],
+            "OpenMeterSink": [
+                "self",
+                "api_key: Secret | None = None",
+                "*",
+                "base_url: str | None = None",
+                "event_type: str = prompt",
+                "source: str = token_meter",
+                "mapping: Sequence[Rule] | Mapped | None = None",
+                "properties: Properties | None = None",
+                "dimensions: Sequence[str] = ()",
+                "customers: Customers = same",
+                "unattributed: str | None = None",
+                "mode: Mode = live",
+                "where: Callable[[MeterEvent], bool] | None = None",
+                "name: str = openmeter",
+                "now: Callable[[], float] = time",
+                "-> None",
+            ],
+            "OpenTelemetrySink": [
+                "self",
+                "meter_provider: MeterProvider | None = None",
+                "*",
+                "attributes: Sequence[str] = ()",
+                "name: str = opentelemetry",
+                "-> None",
+            ],
+            "Refusal": ["self", "*args", "**kwargs"],
             "Rejected": ["self", "events: Sequence[MeterEvent]", "reason: str", "-> None"],
             "Retry": ["self", "message: str = try again later", "*", "after: float | None = None", "-> None"],
+            "Rule": [
+                "self",
+                "*",
+                "key: str",
+                "meter: str",
+                "types: tuple[str, ...] = ()",
+                "properties: Mapping[str, str] = <factory>",
+                "source: str = llm_tokens",
+            ],
             "Sink": ["self", "*args", "**kwargs"],
+            "StripeSink": [
+                "self",
+                "api_key: Secret | None = None",
+                "*",
+                "mapping: Sequence[Rule] | Mapped | None = None",
+                "properties: Properties | None = None",
+                "token_types: Mapping[str, str] = {input: input, cached input: cached_input, cache write: input, output: output, cached output: output}",
+                "model: Callable[[MeterEvent], str] = stripe_model",
+                "event_name: str = token-billing-tokens",
+                "api: wire.Api = v2",
+                "in_flight: int = 8",
+                "customer_key: str = stripe_customer_id",
+                "value_key: str = value",
+                "customers: Customers = registered",
+                "unattributed: str | None = None",
+                "mode: Mode | None = None",
+                "where: Callable[[MeterEvent], bool] | None = None",
+                "name: str = stripe",
+                "base_url: str = https://api.stripe.com",
+                "stream_url: str | None = None",
+                "webhook_secret: Secret | None = None",
+                "now: Callable[[], float] = time",
+                "-> None",
+            ],
+            "WebhookSink": [
+                "self",
+                "url: str | None = None",
+                "*",
+                "secret: Secret | None = None",
+                "source: str = token_meter",
+                "content: Content | None = None",
+                "where: Callable[[MeterEvent], bool] | None = None",
+                "name: str = webhook",
+                "-> None",
+            ],
         }
     )
     assert signature(token_meter.sinks.Sink.send) == snapshot(["self", "events: Sequence[MeterEvent]", "-> None"])
@@ -361,6 +505,7 @@ def test_errors() -> None:
             "  NewerSchema",
             "  InvalidEvent (ValueError)",
             "  InvalidCustomer (ValueError)",
+            "  InvalidReport (ValueError)",
             "  MissingExtra (ImportError)",
             "  SinkError",
             "    Retry",
@@ -588,10 +733,13 @@ def test_command_line() -> None:
             "customers resume",
             "customers set",
             "customers show",
+            "deliver check",
             "deliver forget",
             "deliver quarantine discard",
+            "deliver quarantine drop",
             "deliver quarantine list",
             "deliver quarantine release",
+            "deliver retry",
             "deliver run",
             "deliver status",
             "demo",
@@ -600,6 +748,7 @@ def test_command_line() -> None:
             "events show",
             "events tail",
             "import",
+            "reconcile sink",
             "usage",
             "version",
         ]

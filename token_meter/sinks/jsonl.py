@@ -97,9 +97,11 @@ class JsonlSink:
         file = self._locked_file(path)
         try:
             size = _mend_tail(file)
-            if size and size + len(data) > self._rotate_bytes:
+            while size and size + len(data) > self._rotate_bytes:
                 self._rotate(path)
-                file, size = self._locked_file(path), 0
+                # Another process may have written to the new file before we had its lock.
+                file = self._locked_file(path)
+                size = _mend_tail(file)
             _write_whole(file, data, size)
             if self._fsync == "always":
                 os.fsync(file)
