@@ -40,6 +40,9 @@ class Attempts:
         self._done: set[str] = set()
         self._acknowledged = False
         self.distrusted_until = 0.0
+        self.unsure: set[str] = set()
+        """Of the batch that is under way, what was sent before without an answer: a refusal now says nothing about
+        that."""
 
     def forget(self) -> None:
         """Read the file again: another process may have delivered meanwhile."""
@@ -57,6 +60,7 @@ class Attempts:
         tried = {event.id: moment for event in events if (moment := self._tried_at(event)) is not None}
         # A first attempt that is yet to come is one by a clock that was wrong then, or is now.
         doubtful = tried if any(not horizon <= moment <= now + MARGIN_SECONDS for moment in tried.values()) else {}
+        self.unsure = set(tried)
         new = [event.id for event in events if event.id not in first]
         if new:
             self._drop_done()

@@ -198,18 +198,17 @@ class Whereabouts:
         if self._looked_for.issuperset(ids):
             return
         self._looked_for.update(ids)
-        wanted = self._looked_for - self._batch
         for name, begin, end in _waiting(self._index, self._cursor):
             for event in _events_between(self._index.folder / name, begin, end):
-                if (id := str(event.get("id"))) in wanted:
+                if (id := str(event.get("id"))) in self._looked_for - self._batch:
                     moment = _moment(event.get("time"))
                     lost = moment is not None and moment.timestamp() < self._distrusted_until
                     self._behind[id] = lost or id in self._unanswered
         self._aside = [
-            # Released, and sent without an answer: it may be there.
-            (each.id, each.state == "released" and each.id in self._unanswered, each.event)
+            # Sent without an answer, then refused or released: it may be there.
+            (each.id, each.id in self._unanswered - self._batch, each.event)
             for each in quarantined(self._folder, self._sink)
-            if each.event is not None and each.state != "delivered" and each.id in wanted
+            if each.event is not None and each.state != "delivered" and each.id in self._looked_for
         ]
 
 

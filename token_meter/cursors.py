@@ -51,6 +51,11 @@ class Cursor:
         """Where the sink stands in a segment; the beginning of one it never saw."""
         return self.segments.get(name) or Position()
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether anything was ever delivered by it, or refused."""
+        return bool(self.segments or self.sent or self.quarantined or self.invalid or self.failures)
+
     def prune(self, names: Iterable[str]) -> list[str]:
         """Forget segments that are gone; returns those that were deleted before they were finished."""
         gone = self.segments.keys() - set(names)

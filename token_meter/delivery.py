@@ -39,6 +39,7 @@ from token_meter.quarantine import (
     marks_after,
     refused,
     returned,
+    whole_mark,
     write_quarantine,
 )
 from token_meter.released import Released
@@ -92,6 +93,7 @@ class Delivery:
         self._quarantine = folder.refusals(self.name)
         self._quarantine_end = 0
         self._set_aside_before: set[str] = set()
+        self._set_aside_in_part: set[str] = set()
         self._ids_set_aside: set[str] = set()
         self._released = Released(self._quarantine, problem=problem)
         self._awaiting = Awaiting(self._quarantine) if isinstance(sink, Waiting) else None
@@ -238,11 +240,11 @@ class Delivery:
         self._batch, self._moved, self._quarantine_end = None, False, 0
         if self._attempts is not None:
             self._attempts.forget()
-            if not self.cursor.segments and not self.cursor.sent:
+            if not self.cursor.has_moved:
                 # The cursor is new, or was lost. The sink may have had the events all the same.
                 with suppress(JournalError):  # raised again when the first batch begins
                     self._attempts.distrust()
-        self._set_aside_before = marks_after(self._quarantine, self.cursor.quarantine_bytes)
+        self._set_aside_before, self._set_aside_in_part = marks_after(self._quarantine, self.cursor.quarantine_bytes)
         self._ids_set_aside = {id_in(mark) for mark in self._set_aside_before}
         return True
 
@@ -305,7 +307,11 @@ class Delivery:
         return batch
 
     def _was_set_aside(self, event: MeterEvent) -> bool:
-        return event.id in self._ids_set_aside and event_mark(event.to_json()) in self._set_aside_before
+        """Whether it is in quarantine, or a part of it, of which the rest was taken."""
+        if event.id not in self._ids_set_aside:
+            return False
+        document = event.to_json()
+        return event_mark(document) in self._set_aside_before or whole_mark(document) in self._set_aside_in_part
 
     def _deliver(self, batch: Batch) -> bool:
         """Send a batch; True when it is behind us."""
@@ -346,6 +352,7 @@ class Delivery:
 
     def _ask(self, batch: Batch, doubtful: Mapping[str, float], *, durable: bool) -> None:
         assert self._attempts is not None and isinstance(self._sink, Forgetful)
+        self._attempts.unsure = set()  # what is said now is the answer
         asked: dict[str, MeterEvent] = {}
         for event in batch.unsent:
             if event.id in doubtful and (event.usage or event.corrects):
@@ -361,7 +368,8 @@ class Delivery:
             distrusted_until=self._attempts.distrusted_until,
         )
         missing = {event.id: event for event in self._sink.uncounted(list(asked.values()), unsent=whereabouts)}
-        self._attempts.renew(missing, durable=durable)
+        # Of one that is there in part the rest goes out now, but the whole would by a process that begins after this.
+        self._attempts.renew((id for id, event in missing.items() if event is asked[id]), durable=durable)
         for event in batch.events:
             # An event that was entered twice under one id stands here twice: it is sent once, if at all.
             if event.id in asked and (event.usage or event.corrects):
@@ -380,8 +388,9 @@ class Delivery:
         for mark in again:
             del batch.released[mark]
         if self._attempts is not None:
-            # What a human releases goes out as if for the first time, also by a process that begins only then.
-            self._attempts.done(ids)
+            # What a human releases goes out as if for the first time, also by a process that begins only then; unless
+            # it may be there from an attempt before, which nobody answered.
+            self._attempts.done(ids - self._attempts.unsure)
             self._note_attempts()
         self._tell_refused(self.cursor.quarantined, len(named), "events that the sink refused")
         self.cursor.quarantined += len(named)

@@ -102,6 +102,11 @@ def event_mark(event: Mapping[str, Any]) -> str:
     return f"{event.get('id')}#{blake2b(content, digest_size=8).hexdigest()}"
 
 
+def whole_mark(event: Mapping[str, Any]) -> str:
+    """The same for an event and for every part of it; a placeholder and its real event differ in more."""
+    return event_mark({name: value for name, value in event.items() if name not in ("usage", "anomalies")})
+
+
 def id_in(mark: str) -> str:
     """The id of the event that a mark stands for."""
     return mark.rpartition("#")[0]
@@ -170,15 +175,21 @@ def open_to_read(path: Path) -> int | None:
         return None
 
 
-def marks_after(path: Path, offset: int) -> set[str]:
-    """The marks of the entries that begin at this place or later."""
+def marks_after(path: Path, offset: int) -> tuple[set[str], set[str]]:
+    """The marks of the entries that begin at this place or later, and those of the events that they are a part of.
+
+    Of the latter only what the sink refused when it was sent: what it did not refuse it has then. A report of the
+    destination's says nothing about the rest.
+    """
     descriptor = open_to_read(path)
     if descriptor is None:
-        return set()
+        return set(), set()
     try:
-        return {mark_of(line) for line, _ in read_log(descriptor, offset) if "action" not in line}
+        entries = [line for line, _ in read_log(descriptor, offset) if "action" not in line]
     finally:
         os.close(descriptor)
+    whole = {whole_mark(line["event"]) for line in entries if "event" in line and "report" not in line}
+    return {mark_of(line) for line in entries}, whole
 
 
 def read_quarantine(folder: str | os.PathLike[str], sink: str) -> Iterator[dict[str, Any]]:

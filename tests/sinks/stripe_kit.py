@@ -133,9 +133,7 @@ class Bench:
 
 def spend(meter: Meter, tokens: int, *, customer: str | None = "acme", **more: Any) -> MeterEvent:
     """Usage of so many input tokens."""
-    return meter.record(
-        Usage(input=tokens), **{"model": "gpt-5", "provider": "openai", "customer": customer, **more}
-    )
+    return meter.record(Usage(input=tokens), **{"model": "gpt-5", "provider": "openai", "customer": customer, **more})
 
 
 def billed(*values: tuple[str, int], customer: str = "cus_acme", model: str = "openai/gpt-5") -> dict[Any, int]:

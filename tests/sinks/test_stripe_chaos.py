@@ -112,7 +112,9 @@ class World:
         self.fake.clock.advance(hours * HOUR)
 
     def archive(self):
-        if TOKEN_BILLING in {meter.event_name for meter in self.fake._account.meters.values() if not meter.deactivated_at}:
+        if TOKEN_BILLING in {
+            meter.event_name for meter in self.fake._account.meters.values() if not meter.deactivated_at
+        }:
             self.fake.archive_meter(TOKEN_BILLING)
         else:
             self.fake.add_token_billing_meter()
@@ -203,7 +205,9 @@ STEPS = [
 DAYS = st.tuples(st.just("hours"), st.sampled_from([1, 12, 23, 25, 49]))
 CORRECT = st.tuples(st.just("correct"), NUMBERS, st.sampled_from(NAMES))
 QUICK = settings(
-    max_examples=15, deadline=None, derandomize=False, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

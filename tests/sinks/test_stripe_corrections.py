@@ -59,9 +59,7 @@ def cancelled(bench):
 
 def test_usage_of_the_wrong_customer_is_moved_to_the_right_one(bench):
     with bench.meter() as meter:
-        wrong = meter.record(
-            Usage(input=5, cache_read=7, output=3), model="gpt-5", provider="openai", customer="acme"
-        )
+        wrong = meter.record(Usage(input=5, cache_read=7, output=3), model="gpt-5", provider="openai", customer="acme")
         bench.deliver(meter)
         before = bench.tokens()
         meter.record(
@@ -133,7 +131,9 @@ def test_a_correction_that_is_delivered_again_corrects_once(bench):
 def usage(number, tokens, **fields):
     from token_meter.testing.builders import make_event
 
-    return make_event(number, **{"time": now() - timedelta(seconds=100 - number), "usage": Usage(input=tokens), **fields})
+    return make_event(
+        number, **{"time": now() - timedelta(seconds=100 - number), "usage": Usage(input=tokens), **fields}
+    )
 
 
 class Known:
@@ -147,11 +147,16 @@ class Known:
     def event(self, id):
         return self.events_by_id.get(id)
 
+    def events_with(self, ids):
+        return {id: self.events_by_id[id] for id in ids if id in self.events_by_id}
+
     def external_ids(self, customers, *, backend, mode):
         return {each: CUSTOMERS[each] for each in customers if each in CUSTOMERS}
 
 
-@pytest.mark.parametrize("fault", ["error_before", "reset_before", "reset_after", "unavailable", "throttled", "hang_after"])
+@pytest.mark.parametrize(
+    "fault", ["error_before", "reset_before", "reset_after", "unavailable", "throttled", "hang_after"]
+)
 def test_a_cancellation_whose_answer_was_lost_is_done_once(bench, fault, monkeypatch):
     monkeypatch.setattr("token_meter.sinks.http.READ_SECONDS", 0.1)
     with bench.meter() as meter:
@@ -219,7 +224,9 @@ def test_a_negative_value_whose_answer_was_lost_counts_once(bench, fault):
         bench.deliver(meter)
         bench.clock.advance(25 * HOUR)
         session = [None] if bench.options["api"] == "stream" else []
-        bench.fake.chaos = Chaos(script=[*session, None, None, fault, *([None, fault] if fault == "error_after" else [])])
+        bench.fake.chaos = Chaos(
+            script=[*session, None, None, fault, *([None, fault] if fault == "error_after" else [])]
+        )
         spend(meter, 6, corrects=wrong.id)
         bench.deliver(meter)
         bench.until(lambda: bench.tokens() == {"cus_acme": 6})
@@ -259,7 +266,9 @@ def test_a_correction_of_usage_that_waits_for_a_customer_waits_for_the_same(sing
     assert single.twice() == []
 
 
-def test_a_correction_of_usage_in_quarantine_reports_its_own_part_and_is_tried_again_for_the_rest(validated, monkeypatch):
+def test_a_correction_of_usage_in_quarantine_reports_its_own_part_and_is_tried_again_for_the_rest(
+    validated, monkeypatch
+):
     """The corrected event goes out in the end; so what takes it back must not be lost."""
     monkeypatch.setattr(stripe_corrections, "AGAIN_SECONDS_MIN", 60.0)
     with validated.meter() as meter:

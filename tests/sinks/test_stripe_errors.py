@@ -79,7 +79,10 @@ def test_usage_of_nobody_is_given_to_somebody_by_a_correction(bench):
         bench.until(lambda: bench.tokens() == {"cus_acme": 5})
         discard(meter.journal_folder, "stripe", ids=[lost.id], reason="given to acme")
 
-        assert "it has no customer. Enter a correction that names one (meter.record(..., corrects=...)) and discard this one" in waits[lost.id]
+        assert (
+            "it has no customer. Enter a correction that names one (meter.record(..., corrects=...)) and discard this one"
+            in waits[lost.id]
+        )
     assert bench.waiting() == {}
     assert bench.twice() == []
 
@@ -463,4 +466,6 @@ def test_a_sink_without_a_ledger_says_what_is_missing(fake, tmp_path):
         spend(meter, 5)
         bench.deliver(meter)
 
-    assert ["and this meter needs a ledger, which holds customers" in reason for reason in bench.waiting().values()] == [True]
+    assert [
+        "and this meter needs a ledger, which holds customers" in reason for reason in bench.waiting().values()
+    ] == [True]

@@ -92,9 +92,7 @@ def test_what_stripe_refuses_afterwards_waits_with_its_reason_and_goes_out_when_
 def test_only_the_part_that_was_refused_is_sent_again(bench):
     """Two days later Stripe knows no identifier any more: what was taken must not go out again."""
     with bench.meter() as meter:
-        meter.record(
-            Usage(input=10**15, cache_read=7, output=3), model="gpt-5", provider="openai", customer="acme"
-        )
+        meter.record(Usage(input=10**15, cache_read=7, output=3), model="gpt-5", provider="openai", customer="acme")
         bench.deliver(meter)
         told(bench, meter)
         [entry] = bench.quarantine()
@@ -295,7 +293,9 @@ def test_other_events_are_none_of_our_business(bench, document):
 def test_an_id_that_is_none_is_not_fetched(bench, id):
     with bench.meter() as meter:
         before = len(bench.fake.requests)
-        with pytest.raises(InvalidReport, match="no id that could be one" if id is not None else "Stripe has no report"):
+        with pytest.raises(
+            InvalidReport, match="no id that could be one" if id is not None else "Stripe has no report"
+        ):
             meter.take_report(
                 "stripe", *bench.fake.signed({"id": id, "type": "v1.billing.meter.no_meter_found"}, SECRET)
             )
@@ -415,9 +415,7 @@ def test_errors_that_a_report_does_not_name_are_counted_and_seen(bench):
         assert health.problems["sink stripe: a report of refused events that it does not name"] == 1
         assert any("a report of refused events that it does not name" in warning for warning in health.warnings)
         [problem] = [each for each in status(meter.journal_folder).problems if "does not name" in each["what"]]
-        assert problem["error"] == (
-            f"4 events of report {report.id}: `token-meter reconcile sink stripe` finds them"
-        )
+        assert problem["error"] == (f"4 events of report {report.id}: `token-meter reconcile sink stripe` finds them")
     assert (len(report.refusals), report.unnamed) == (5, 4)
     assert len(bench.waiting()) == 5 and len(events) == 9
 

@@ -23,7 +23,8 @@ from token_meter.sinks.stripe_models import normalised, stripe_model
 from token_meter.testing.backends import Chaos, VirtualClock
 from token_meter.testing.builders import make_event
 from token_meter.testing.conformance import SinkConformance
-from token_meter.usage import HEADLINES, TOKEN_TYPES as ALL_TYPES, Usage
+from token_meter.usage import HEADLINES, Usage
+from token_meter.usage import TOKEN_TYPES as ALL_TYPES
 
 APIS = ("v1", "v2", "stream")
 SINGLE_PATHS = {"v1": "/v1/billing/meter_events", "v2": "/v2/billing/meter_events"}
@@ -210,7 +211,7 @@ def test_the_spelling_of_token_types_can_be_chosen_and_a_type_be_left_out(fake, 
 
 
 def test_a_headline_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="'inputs', which is no headline. Known: input, cached input"):
+    with pytest.raises(ValueError, match=r"'inputs', which is no headline. Known: input, cached input"):
         StripeSink(KEY, token_types={"inputs": "input"})
 
     assert set(TOKEN_TYPES) < set(HEADLINES)
@@ -605,7 +606,8 @@ def test_another_program_that_is_busy_with_a_customer_is_waited_for(fake, make):
                     failures.append(str(retry))
 
     threads = [
-        threading.Thread(target=report, args=(make(name=f"s{part}"), range(part * 10, part * 10 + 10))) for part in (1, 2)
+        threading.Thread(target=report, args=(make(name=f"s{part}"), range(part * 10, part * 10 + 10)))
+        for part in (1, 2)
     ]
     for thread in threads:
         thread.start()
@@ -860,7 +862,12 @@ def test_what_stripe_counted_can_be_read_by_whole_minutes(fake, make, api):
     minute = now().replace(second=0, microsecond=0) - timedelta(minutes=5)
     inside = [only(n, time=minute + timedelta(seconds=n)) for n in range(3)]
     sink.send([*inside, only(8, time=minute - timedelta(seconds=1)), only(9, time=minute + timedelta(seconds=60))])
-    pairs = [("cus_acme", TOKEN_BILLING), ("cus_globex", TOKEN_BILLING), ("cus_gone", TOKEN_BILLING), ("cus_acme", "no")]
+    pairs = [
+        ("cus_acme", TOKEN_BILLING),
+        ("cus_globex", TOKEN_BILLING),
+        ("cus_gone", TOKEN_BILLING),
+        ("cus_acme", "no"),
+    ]
 
     found = sink.counted(since=minute, until=minute + timedelta(minutes=1), pairs=pairs)
 
@@ -1052,4 +1059,3 @@ def sink_closed(sink):
         yield sink
     finally:
         sink.close()
-

@@ -152,7 +152,11 @@ def test_one_wrong_record_refuses_the_whole_request(serve, wrong, message):
         (json.dumps(record()).encode() + b"\n{", {}, "line 2 is no JSON"),
         (b"[5]", {}, "record 0 is no object"),
         (gzip.compress(json.dumps(record()).encode(), mtime=0), {}, "the body is no JSON"),
-        (gzip.compress(b"[]", mtime=0)[:-4], {"content-encoding": "gzip"}, "the gzip of the body is incomplete or too large"),
+        (
+            gzip.compress(b"[]", mtime=0)[:-4],
+            {"content-encoding": "gzip"},
+            "the gzip of the body is incomplete or too large",
+        ),
     ],
 )
 def test_a_body_that_cannot_be_read_is_refused(serve, content, headers, message):

@@ -17,6 +17,7 @@ from token_meter.accounts.book import CustomerBook
 from token_meter.ledger.rows import EPOCH, MICROSECOND, event_of
 from token_meter.ledger.store import LedgerError
 from token_meter.ledger.tables import events
+from token_meter.ledger.text import to_stored
 from token_meter.ledger.values import ANY
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ FRESH_SECONDS: Final = 10.0
 
 REMEMBERED_MAX: Final = 100_000
 """So many ids are remembered."""
+
+IDS_MAX: Final = 500
+"""So many events are looked up by one query."""
 
 
 class LedgerAccounts:
@@ -69,6 +73,16 @@ class LedgerAccounts:
     def event(self, id: str) -> MeterEvent | None:
         """The event with this id, None if the ledger does not have it (yet)."""
         return self._ledger.event(id)
+
+    def events_with(self, ids: Collection[str]) -> dict[str, MeterEvent]:
+        """Those of these that the ledger has, by their ids."""
+        known: dict[str, MeterEvent] = {}
+        stored = sorted(to_stored(id) for id in ids)
+        with self._ledger.reading() as (_, connection):
+            for start in range(0, len(stored), IDS_MAX):
+                wanted = select(events).where(events.c.id.in_(stored[start : start + IDS_MAX]))
+                known.update((event.id, event) for event in map(event_of, connection.execute(wanted)))
+        return known
 
     def events(self, *, since: datetime, until: datetime, customer: str | None = None) -> Iterable[MeterEvent]:
         """Every event in [since, until), of one customer if named."""

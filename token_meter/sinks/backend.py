@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
 from typing import ClassVar, Final, Literal, NamedTuple, TypeVar
 
@@ -542,9 +543,14 @@ def chunks(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
         yield records[start : start + size]
 
 
+@lru_cache(maxsize=1024)
 def milliseconds(moment: datetime) -> int:
-    """Milliseconds since 1970, rounded down: a record stays in the hour and the month that its event is of."""
-    return (moment - _EPOCH) // timedelta(milliseconds=1)
+    """Milliseconds since 1970, rounded down: a record stays in the hour and the month that its event is of.
+
+    Remembered because the records of one event have one time.
+    """
+    return (moment - _EPOCH) // _MILLISECOND
 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)

@@ -23,13 +23,15 @@ _MINTED: Final = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[0-9a-f]{
 
 def without_repeats(events: Iterable[MeterEvent], accounts: Accounts | None) -> list[MeterEvent]:
     """The events but for those that the ledger has with another time. Without a ledger: all of them."""
-    return [event for event in events if accounts is None or not _repeats(event, accounts)]
+    given = list(events)
+    doubtful = {event.id for event in given if not _has_an_id_of_its_own(event)} if accounts is not None else set()
+    if accounts is None or not doubtful:
+        return given
+    known = accounts.events_with(doubtful)
+    return [event for event in given if not _repeats(event, known.get(event.id))]
 
 
-def _repeats(event: MeterEvent, accounts: Accounts) -> bool:
-    if _has_an_id_of_its_own(event):
-        return False
-    known = accounts.event(event.id)
+def _repeats(event: MeterEvent, known: MeterEvent | None) -> bool:
     return known is not None and known.time != event.time and bool(known.usage or known.corrects)
 
 

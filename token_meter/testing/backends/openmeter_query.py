@@ -195,9 +195,13 @@ def _double(value: Decimal) -> float | int:
 def _start(at: int, window: str, zone: tzinfo) -> datetime:
     """Where the window of a moment starts, in a time zone."""
     local = datetime.fromtimestamp(at, zone).replace(second=0, microsecond=0)
-    for size, part in (("HOUR", {"minute": 0}), ("DAY", {"hour": 0}), ("MONTH", {"day": 1})):
-        if WINDOWS.index(window) >= WINDOWS.index(size):
-            local = local.replace(**part)
+    place = WINDOWS.index(window)
+    if place >= WINDOWS.index("HOUR"):
+        local = local.replace(minute=0)
+    if place >= WINDOWS.index("DAY"):
+        local = local.replace(hour=0)
+    if place >= WINDOWS.index("MONTH"):
+        local = local.replace(day=1)
     return local
 
 
