@@ -18,9 +18,10 @@ from typing import Any
 
 from token_meter import Meter, Usage
 from token_meter.event import format_time
-from token_meter.sinks.backend import BackendSink, Call, Record, Refused, Verdict
+from token_meter.sinks.backend import BackendSink
 from token_meter.sinks.http import Answer, Http, Secret, secret_of
 from token_meter.sinks.mapping import MODEL, Rule, measured, types_of
+from token_meter.sinks.records import Call, Record, Refused, Verdict
 from token_meter.testing.backends.base import Counted, FakeBackend, Request, Response
 
 RULES = [

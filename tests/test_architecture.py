@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("", "answers attempts awaiting backlog batch cursors decisions deliver delivery estimates folder journal keeper locks problems quarantine recovery "
          "registry released reporter retention segment_file segments standing writer"),
     ("sinks", ". amberflo backend base callback file_formats file_index files http jsonl lago ledger lock mapping "
-              "memory named native openmeter opentelemetry repeats stripe stripe_corrections stripe_counted stripe_keys "
+              "memory named native openmeter opentelemetry records repeats stripe stripe_corrections stripe_counted stripe_keys "
               "stripe_lanes stripe_models stripe_refusals stripe_reports stripe_session stripe_summaries stripe_tokens "
               "stripe_wire webhook"),
     ("ledger", ". first_sight ledger migrate opening periods postgresql query record rollups rows sqlite store tables text usage "

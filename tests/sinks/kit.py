@@ -14,9 +14,10 @@ from token_meter.accounts.directory import LedgerAccounts
 from token_meter.errors import Rejected
 from token_meter.event import MeterEvent
 from token_meter.ledger import Ledger
-from token_meter.sinks.backend import BackendSink, Call, Record
+from token_meter.sinks.backend import BackendSink
 from token_meter.sinks.http import Http
 from token_meter.sinks.mapping import MODEL, Mapped, Rule, measured
+from token_meter.sinks.records import Call, Record
 from token_meter.testing.backends.base import Counted, FakeBackend, Request, Response
 from token_meter.testing.conformance import SinkConformance
 

@@ -20,7 +20,8 @@ from tests.sinks.kit import RULES, BackendConformance, Books, Plain, PlainSink, 
 from token_meter.errors import Rejected, Retry
 from token_meter.event import MeterEvent
 from token_meter.sinks import Measure, Rule
-from token_meter.sinks.backend import (
+from token_meter.sinks.mapping import KEY_CHARACTERS_MAX
+from token_meter.sinks.records import (
     IDENTIFIER_CHARACTERS_MAX,
     Record,
     Refused,
@@ -28,7 +29,6 @@ from token_meter.sinks.backend import (
     milliseconds,
     parts_refused,
 )
-from token_meter.sinks.mapping import KEY_CHARACTERS_MAX
 from token_meter.testing import make_event
 from token_meter.testing.builders import EPOCH, make_events
 from token_meter.usage import QUANTITY_MAX, Usage

@@ -25,7 +25,7 @@ from token_meter.folder import JournalFolder
 from token_meter.journal import Journal
 from token_meter.registry import add
 from token_meter.sinks import LedgerSink, StripeSink, stripe
-from token_meter.sinks.backend import whole_of
+from token_meter.sinks.records import whole_of
 from token_meter.sinks.stripe import TOKEN_BILLING
 from token_meter.testing.backends import Chaos
 from token_meter.testing.builders import make_event

@@ -12,7 +12,7 @@ from tests.sinks.stripe_kit import DAY, KEY, Bench, Watched, billed, event, now,
 from token_meter import Usage
 from token_meter.deliver import discard, release
 from token_meter.sinks import Measure, Rule, stripe
-from token_meter.sinks.backend import whole_of
+from token_meter.sinks.records import whole_of
 from token_meter.sinks.stripe import TOKEN_BILLING
 from token_meter.testing.backends import Chaos, VirtualClock
 

@@ -21,21 +21,11 @@ from typing import ClassVar, Final
 from token_meter.errors import Refusal, Retry, SinkError
 from token_meter.event import MeterEvent
 from token_meter.sinks import stripe_wire as wire
-from token_meter.sinks.backend import (
-    TAKEN,
-    BackendSink,
-    Call,
-    Customers,
-    Mode,
-    Record,
-    Refused,
-    Verdict,
-    chunks,
-    refused_or_halved,
-)
+from token_meter.sinks.backend import BackendSink, Customers, Mode
 from token_meter.sinks.base import Report, Unsent
 from token_meter.sinks.http import Answer, Http, KeyRefused, Secret, Unavailable, secret_of
 from token_meter.sinks.mapping import Mapped, Properties, Rule, measured
+from token_meter.sinks.records import TAKEN, Call, Record, Refused, Verdict, chunks, refused_or_halved
 from token_meter.sinks.repeats import without_repeats
 from token_meter.sinks.stripe_corrections import LATER_KEY, Cancellations, cancels, replayed
 from token_meter.sinks.stripe_counted import Recount
@@ -150,7 +140,7 @@ class StripeSink(BackendSink):
             self._summaries,
             records=lambda events: self.records(events)[0],
             customers_behind=self._customers_behind,
-            lately=lambda: [id for id, at in self._lately.items() if now() - at < LATELY_SECONDS],
+            lately=lambda: [id for id, at in self._lately.copy().items() if now() - at < LATELY_SECONDS],
             clock_is_fast=lambda: http.skew_seconds < -FUTURE_SECONDS_MAX,
         )
 
@@ -160,7 +150,7 @@ class StripeSink(BackendSink):
         """Report a batch. Retry while Stripe cannot take it, Rejected for what it refused of it."""
         super().send(without_repeats(events, self._accounts))
         if len(self._lately) > LATELY_MAX:
-            self._lately = dict(list(self._lately.items())[-LATELY_MAX:])
+            self._lately = dict([*self._lately.copy().items()][-LATELY_MAX:])
 
     def calls(self, records: Sequence[Record]) -> Iterator[Call]:
         """Single events and cancellations one by one; streamed events by the hundred. What takes back comes last."""

@@ -12,8 +12,8 @@ from typing import Final
 
 from token_meter.errors import Retry
 from token_meter.sinks import stripe_wire as wire
-from token_meter.sinks.backend import Call, Record, Refused
 from token_meter.sinks.http import Answer, Unavailable
+from token_meter.sinks.records import Call, Record, Refused
 
 KEYS_MAX: Final = 20
 CANCEL_SECONDS_MAX: Final = 86_400.0

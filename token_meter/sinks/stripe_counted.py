@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from token_meter.errors import Rejected, Retry
 from token_meter.event import MeterEvent
-from token_meter.sinks.backend import Record, Refused, part_of, parts_refused
+from token_meter.sinks.records import Record, Refused, part_of, parts_refused
 from token_meter.sinks.stripe_corrections import cancels
 from token_meter.sinks.stripe_summaries import MINUTE, Summaries, minute_of
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from token_meter.errors import Retry
-from token_meter.sinks.backend import Call, Refused
+from token_meter.sinks.records import Call, Refused
 
 NAME: Final = "token-meter-stripe"
 BATCH_SECONDS_MAX: Final = 240.0

@@ -6,7 +6,8 @@ import shlex
 from typing import Final
 
 from token_meter.sinks import stripe_wire as wire
-from token_meter.sinks.backend import CUSTOMER_KEY, Record, Refused
+from token_meter.sinks.backend import CUSTOMER_KEY
+from token_meter.sinks.records import Record, Refused
 
 METER_KEY: Final = "meter"
 """What a refusal awaits that goes out when a meter is active."""

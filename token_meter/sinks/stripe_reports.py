@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from token_meter.errors import InvalidReport, MissingExtra, Refusal, Retry
-from token_meter.sinks.backend import Record, Refused, parts_refused
 from token_meter.sinks.base import Report
 from token_meter.sinks.http import Http
+from token_meter.sinks.records import Record, Refused, parts_refused
 
 REPORTS: Final = frozenset({"v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"})
 SIGNATURE: Final = "stripe-signature"

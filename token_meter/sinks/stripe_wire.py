@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
-from token_meter.sinks.backend import Call, Record
 from token_meter.sinks.http import Answer
+from token_meter.sinks.records import Call, Record
 
 Api = Literal["v1", "v2", "stream"]
 STREAM_PATH: Final = "/v2/billing/meter_event_stream"
