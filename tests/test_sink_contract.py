@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import outage
 from bench.billing import KINDS
 from bench.sinks import Launcher, Outcome, Run, Scenario, bad_weather
 
@@ -56,3 +57,11 @@ def test_several_workers_share_a_journal(launcher: Launcher, tmp_path: Path) -> 
 
     assert outcome.complaints == []
     assert (outcome.lost, outcome.twice, outcome.kills) == (0, 0, KILLS)
+
+
+def test_a_day_without_stripe_counts_nothing_twice_and_keeps_the_order(tmp_path: Path) -> None:
+    outcome = outage.Run(tmp_path, events=3_000, seed=1).play()
+
+    assert outcome.complaints == []
+    assert outcome.doubtful == outage.DOUBTFUL_REQUESTS * outage.REQUEST
+    assert (outcome.again, outcome.unordered, outcome.lost, outcome.twice) == (0, 0, 0, 0)

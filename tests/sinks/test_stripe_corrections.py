@@ -275,9 +275,9 @@ def test_a_correction_of_usage_in_quarantine_reports_its_own_part_and_is_tried_a
         validated.fake.archive_meter(TOKEN_BILLING)
         wrong = spend(meter, 5)
         validated.deliver(meter)
-        validated.fake.add_token_billing_meter()
         # Whatever happens to the original, the correction is delivered first.
         discard(meter.journal_folder, "stripe", ids=[wrong.id], reason="for the moment")
+        validated.fake.add_token_billing_meter()
         right = spend(meter, 6, corrects=wrong.id)
         validated.deliver(meter)
         reason = validated.waiting()[right.id]
@@ -304,8 +304,8 @@ def test_a_correction_that_cannot_be_done_is_not_tried_for_ever(single):
         single.fake.archive_meter(TOKEN_BILLING)
         wrong = spend(meter, 5)
         single.deliver(meter)
-        single.fake.add_token_billing_meter()
         discard(meter.journal_folder, "stripe", ids=[wrong.id], reason="given up")
+        single.fake.add_token_billing_meter()
         right = spend(meter, 6, corrects=wrong.id)
         single.deliver(meter)
         for _ in range(10):

@@ -502,7 +502,7 @@ def test_a_stream_in_which_much_is_wrong_ends_right(bench):
         counted = sink.counted(since=since, until=since + timedelta(hours=2), pairs=pairs)
         sink.close()
     assert bench.twice() == []
-    assert (missing > 0) == (unnamed > 0)  # those that the reports did not name
+    assert missing == 0 or unnamed > 0  # those that the reports did not name
     assert sum(counted.values()) == 465 - missing
 
 
@@ -533,10 +533,12 @@ def test_what_is_refused_while_it_is_on_its_way_again_is_not_taken_for_delivered
         bench.deliver(meter)
         told(bench, meter)
         before = sorted(bench.waiting())
+        bench.fake.down = True
         for one in events:
             release(meter.journal_folder, "stripe", ids=[one.id])
         meter.take_report("stripe", *bench.fake.signed(event_about(f"{events[0].id}:input", id="evt_late"), SECRET))
         bench.fake.add_token_billing_meter()
+        bench.fake.down = False
         bench.deliver(meter)
         bench.until(lambda: sum(bench.tokens().values()) == 5)
         waits = bench.waiting()
