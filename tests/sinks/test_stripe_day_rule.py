@@ -606,6 +606,22 @@ def test_a_meter_that_counts_events_tells_how_many(desk):
     assert len(desk.fake.counted) == 5 and desk.settled()
 
 
+def test_a_meter_that_counts_events_counts_none_that_was_cancelled(desk):
+    desk.fake.add_meter("calls", aggregation="count")
+    desk.options["mapping"] = lambda event: [Measure(key="calls", meter="calls", value=7)]
+    desk.record(usage(1, 1))
+    desk.deliver()
+    desk.record(usage(2, 1, corrects="evt_1"))
+    desk.deliver()
+    desk.record(usage(3, 1), usage(4, 1))
+    desk.lose(taken=1)
+
+    desk.deliver()
+
+    assert [each.identifier for each in desk.fake.counted] == [f"evt_{number}:calls" for number in (2, 3, 4)]
+    assert desk.settled()
+
+
 def test_a_clock_that_was_fast_put_events_where_nobody_looks(desk):
     """Stripe has them at its own time then, which is another minute than that of the ledger."""
     early = {"now": VirtualClock(offset_seconds=0).now}
