@@ -56,10 +56,13 @@ class Usage(Mapping[str, int]):
 
     def __init__(self, quantities: Mapping[str, int] | None = None, /, **more: int) -> None:
         given = {**(quantities or {}), **more}
+        kept = {}
         for name, quantity in given.items():
             if type(quantity) is not int or not 0 <= quantity <= QUANTITY_MAX or name not in TOKEN_TYPES:
                 _check(name, quantity)
-        self._quantities = {name: quantity for name, quantity in given.items() if quantity}
+            if quantity:
+                kept[name] = quantity
+        self._quantities = kept
 
     @classmethod
     def of(cls, quantities: dict[str, int]) -> Usage:

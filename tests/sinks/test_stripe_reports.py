@@ -424,7 +424,8 @@ def test_events_that_nobody_knows_are_counted_and_seen(bench):
     with bench.meter() as meter:
         one = spend(meter, 5)
         bench.deliver(meter)
-        document = event_about(f"{one.id}:input", f"{one.id}:nothing", "theirs:input", "no colon", hashed("long"))
+        strange = (f"{one.id}:nothing", "theirs:input", "theirs:input", "no colon", hashed("long"))
+        document = event_about(f"{one.id}:input", *strange)
         report = meter.take_report("stripe", *bench.fake.signed(document, SECRET))
 
         assert "4 events of report evt_test_1" in str(status(meter.journal_folder).problems)

@@ -179,9 +179,7 @@ class StripeSink(BackendSink):
         refused = self._worked_off([each for each in records if each.reverses is None], until)
         held = {id(each.record.event): each for each in refused}
         back = [each for each in records if each.reverses is not None]
-        for record in back:
-            if (cause := held.get(id(record.event))) is not None:
-                refused.append(cause._replace(record=record))
+        refused += [held[id(each.event)]._replace(record=each) for each in back if id(each.event) in held]
         return refused + self._worked_off([each for each in back if id(each.event) not in held], until)
 
     def _worked_off(self, records: Sequence[Record], until: float) -> list[Refused]:
@@ -215,9 +213,8 @@ class StripeSink(BackendSink):
             except KeyRefused:
                 raise
             except Retry as retry:
-                if (retry.after or 0.0) > PAUSE_SECONDS_MAX:
-                    raise
-                if isinstance(retry, Unavailable) and replayed(retry.headers):
+                pointless = isinstance(retry, Unavailable) and replayed(retry.headers)
+                if pointless or (retry.after or 0.0) > PAUSE_SECONDS_MAX:
                     raise
                 time.sleep(retry.after or PAUSE_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5))
         return self._posted(call)
@@ -293,7 +290,8 @@ class StripeSink(BackendSink):
         return wire.single(record, self.api, payload=self._payload(record), moment=moment)
 
     def _streamed(self, records: Sequence[Record]) -> Call:
-        documents = [wire.document(record, self._payload(record), self._moment(record)) for record in records]
+        theirs = self._their_time
+        documents = [wire.document(record, self._payload(record), _moment(record, theirs)) for record in records]
         return Call(wire.STREAM_PATH, wire.as_json({"events": documents}), wire.JSON, records)
 
     def _payload(self, record: Record) -> dict[str, str]:
@@ -308,11 +306,7 @@ class StripeSink(BackendSink):
         return self._stream.their_time if self.api == "stream" else self._http.their_time
 
     def _moment(self, record: Record) -> datetime:
-        """The time of the event; Stripe's own where ours is further ahead than it takes."""
-        theirs = self._their_time
-        if record.time.timestamp() <= theirs + FUTURE_SECONDS_MAX:
-            return record.time
-        return datetime.fromtimestamp(theirs, UTC)
+        return _moment(record, self._their_time)
 
     def _headers(self) -> Mapping[str, str]:
         key = self._key()
@@ -391,3 +385,10 @@ class StripeSink(BackendSink):
         """Close the connections."""
         super().close()
         self._stream.close()
+
+
+def _moment(record: Record, theirs: float) -> datetime:
+    """The time of the event; Stripe's own where ours is further ahead than it takes."""
+    if record.time.timestamp() <= theirs + FUTURE_SECONDS_MAX:
+        return record.time
+    return datetime.fromtimestamp(theirs, UTC)

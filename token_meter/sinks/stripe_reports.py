@@ -36,7 +36,10 @@ class Sample(NamedTuple):
 
 
 class StripeReport(NamedTuple):
-    """An error report: its id, the records it names, and how many errors it counts besides."""
+    """An error report: its id, the records it names, and how many errors it counts besides.
+
+    A record is named twice when it was sent twice, because an answer was lost.
+    """
 
     id: str
     samples: tuple[Sample, ...]
@@ -60,11 +63,9 @@ def read_report(body: bytes, headers: Mapping[str, str], *, secret: str, http: H
     data = document.get("data")
     reason = data.get("reason") if isinstance(data, dict) else None
     reason = reason if isinstance(reason, dict) else {}
-    named = list(_samples(reason))
+    samples = tuple(_samples(reason))
     count = reason.get("error_count")
-    unnamed = max(0, count - len(named)) if isinstance(count, int) else 0
-    # What was sent twice, because an answer was lost, is refused twice.
-    return StripeReport(id, tuple({each.identifier: each for each in reversed(named)}.values())[::-1], unnamed)
+    return StripeReport(id, samples, max(0, count - len(samples)) if isinstance(count, int) else 0)
 
 
 def named_events(
@@ -77,7 +78,7 @@ def named_events(
     made: dict[str, tuple[list[Record], list[Refusal]]] = {}
     refused: list[Refused] = []
     unsendable: dict[str, Refusal] = {}
-    unknown: list[str] = []
+    unknown: dict[str, None] = {}
     for sample in report.samples:
         id = sample.identifier.rpartition(":")[0]
         records, refusals = made[id] if id in made else made.setdefault(id, look_up(id))
@@ -89,7 +90,7 @@ def named_events(
             # It could not even be sent any more: its customer has lost their id meanwhile.
             unsendable[id] = refusals[0]._replace(reason=f"{said}; {refusals[0].reason}")
         else:
-            unknown.append(sample.identifier)
+            unknown[sample.identifier] = None
     every = [record for records, _ in made.values() for record in records]
     whole = (*parts_refused(every, refused), *unsendable.values())
     return Report(report.id, whole, report.unnamed, tuple(unknown))
