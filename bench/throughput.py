@@ -286,7 +286,10 @@ def profiled(action: Callable[[], None]) -> None:
     import pstats
 
     profile = cProfile.Profile()
+    gc.collect()
+    gc.freeze()
     profile.runcall(action)
+    gc.unfreeze()
     pstats.Stats(profile).sort_stats("tottime").print_stats(25)
 
 

@@ -22,14 +22,14 @@ PACKAGE = Path(__file__).parent.parent / "token_meter"
 
 LAYERS: tuple[tuple[str, str], ...] = (
     # 1: the words. No input, no output.
-    ("", "clock context errors event patience schema usage"),
+    ("", "clock context errors event patience schema steps usage"),
     # 2: from an answer to a row. Each package stands for itself, see ISLANDS.
     ("providers", ". anthropic base body estimate failures frames funnel genai genai_streams google hops hosts openai "
                   "patching prompt publishers settle sse stainless stream tokeniser"),
-    ("", "answers attempts awaiting backlog batch cursors decisions deliver delivery estimates folder journal keeper locks problems quarantine recovery "
+    ("", "answers aside attempts awaiting backlog batch cursors decisions deliver delivery estimates folder journal keeper locks problems quarantine recovery "
          "registry released reporter retention segment_file segments standing writer"),
-    ("sinks", ". amberflo backend base callback file_formats file_index files http jsonl lago ledger lock mapping "
-              "memory named native openmeter opentelemetry records repeats stripe stripe_corrections stripe_counted stripe_keys "
+    ("sinks", ". amberflo backend base callback connections file_formats file_index files http jsonl lago ledger lock mapping "
+              "memory named native openmeter opentelemetry recording records repeats stripe stripe_corrections stripe_counted stripe_keys "
               "stripe_lanes stripe_models stripe_refusals stripe_reports stripe_session stripe_summaries stripe_tokens "
               "stripe_wire webhook"),
     ("ledger", ". first_sight ledger migrate opening periods postgresql query record rollups rows sqlite store tables text usage "
@@ -75,8 +75,8 @@ THIRD_PARTIES = {
     "sqlalchemy": ("ledger", "accounts", "cli.place"),
     "alembic": ("ledger",),
     "wrapt": ("providers.patching",),
-    "requests": ("sinks.http",),
-    "urllib3": ("sinks.http",),
+    "requests": ("sinks.http", "sinks.connections"),
+    "urllib3": ("sinks.http", "sinks.connections"),
     "stripe": ("sinks.stripe_reports",),
     "standardwebhooks": ("sinks.webhook", "testing.backends.webhook"),
     "typer": ("cli",),

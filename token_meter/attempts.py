@@ -57,7 +57,10 @@ class Attempts:
         """
         first, now = self._known(), self._now()
         horizon = now - max(0.0, self._remembers_seconds - MARGIN_SECONDS)
-        tried = {event.id: moment for event in events if (moment := self._tried_at(event)) is not None}
+        tried = {event.id: first[event.id] for event in events if event.id in first}
+        if self.distrusted_until:
+            happened = {event.id: event.time.timestamp() for event in events}
+            tried = {id: moment for id, moment in happened.items() if moment < self.distrusted_until} | tried
         # A first attempt that is yet to come is one by a clock that was wrong then, or is now.
         doubtful = tried if any(not horizon <= moment <= now + MARGIN_SECONDS for moment in tried.values()) else {}
         self.unsure = set(tried)
@@ -67,10 +70,6 @@ class Attempts:
             first.update((id, tried.get(id, now)) for id in new)
             self._save(durable=durable)
         return doubtful
-
-    def _tried_at(self, event: MeterEvent) -> float | None:
-        happened = event.time.timestamp()
-        return self._known().get(event.id, happened if happened < self.distrusted_until else None)
 
     def distrust(self) -> None:
         """Nobody knows any more how far the sink was: whatever happened until now may have been sent long ago."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,9 +18,13 @@ from token_meter.event import MeterEvent
 from token_meter.problems import Problem
 from token_meter.quarantine import unreadable
 from token_meter.segments import Line, SegmentIndex, decode, read_lines, to_event
+from token_meter.steps import Steps, worked_off
 
 UNREADABLE_MAX: Final = 100
 """How many unreadable lines one batch collects."""
+
+STEP_LINES: Final = 50
+"""How many lines are read in one step: about a third of a millisecond's work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,8 @@ class Batch:
 
     Those that come from the quarantine stand in `released` too, by their marks; no cursor moves for them. `parts`
     says what of an event is still to be sent where the destination has the rest (None: it has all of it). It knows
-    events as objects, `id(event)`: a placeholder and its real event have one id.
+    events as objects, `id(event)`: a placeholder and its real event have one id. `prepared` are the same events as the
+    sink prepared them ahead, for the first attempt.
     """
 
     events: list[MeterEvent] = field(default_factory=list)
@@ -44,6 +50,7 @@ class Batch:
     positions: dict[str, Position] = field(default_factory=dict)
     unreadable: list[dict[str, Any]] = field(default_factory=list)
     released: dict[str, MeterEvent] = field(default_factory=dict)
+    prepared: Sequence[MeterEvent] | None = None
     bytes: int = 0
 
     @property
@@ -89,16 +96,22 @@ class BatchReader:
 
     def next(self, cursor: Cursor) -> Batch | None:
         """The next batch of the plan; None when it is worked off."""
+        return worked_off(self.reading(cursor))
+
+    def reading(self, cursor: Cursor, *, after: Batch | None = None) -> Steps[Batch | None]:
+        """The same in small steps, from where the cursor stands once the batch `after` is acknowledged."""
         batch = Batch()
+        behind = after.positions if after is not None else {}
         while self._todo:
             name, until = self._todo[0]
-            if self._read_into(batch, cursor, name, until):
+            full = yield from self._read_into(batch, behind.get(name) or cursor.position(name), cursor, name, until)
+            if full:
                 return batch
             self._todo.popleft()
         return batch if batch.positions else None
 
-    def _read_into(self, batch: Batch, cursor: Cursor, name: str, until: int) -> bool:
-        """Add a segment's lines; True when the batch is full."""
+    def _read_into(self, batch: Batch, known: Position, cursor: Cursor, name: str, until: int) -> Steps[bool]:
+        """Add a segment's lines from a known position on; True when the batch is full."""
         try:
             descriptor = os.open(self._index.folder / name, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -107,16 +120,18 @@ class BatchReader:
             self._problem("read a segment", error)
             return False
         try:
-            position = batch.positions.get(name) or self._start(descriptor, cursor.position(name), name)
-            if position.offset < cursor.position(name).offset:
+            position = self._start(descriptor, known, name)
+            if position.offset < known.offset:
                 batch.positions[name] = position
-            for line in read_lines(descriptor, position.offset, skipping=position.skipping):
+            for number, line in enumerate(read_lines(descriptor, position.offset, skipping=position.skipping)):
                 if line.end > until:
                     return False
                 if batch.is_full(self._limits):
                     return True
                 self._take(batch, position, name, line)
                 batch.positions[name] = position
+                if number % STEP_LINES == STEP_LINES - 1:
+                    yield
             return False
         except NewerSchema as newer:
             cursor.blocked[name] = str(newer)

@@ -14,37 +14,28 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
+from token_meter.aside import Aside
 from token_meter.attempts import Attempts
 from token_meter.awaiting import Awaiting
 from token_meter.backlog import Whereabouts
 from token_meter.batch import Batch, BatchLimits, BatchReader
 from token_meter.cursors import Cursor, CursorReader
-from token_meter.errors import JournalError, NewerSchema, Refusal, Rejected, Retry
+from token_meter.errors import JournalError, NewerSchema, Rejected, Retry
 from token_meter.event import MeterEvent, format_time
 from token_meter.folder import JournalFolder, checked_sink_name
 from token_meter.locks import FileLock
 from token_meter.patience import TryLock
 from token_meter.problems import Problem, describe
-from token_meter.quarantine import (
-    delivered,
-    event_mark,
-    id_in,
-    mark_of,
-    marks_after,
-    refused,
-    returned,
-    whole_mark,
-    write_quarantine,
-)
 from token_meter.released import Released
 from token_meter.segments import SegmentIndex
-from token_meter.sinks.base import Forgetful, Sink, Waiting, sink_name
+from token_meter.sinks.base import Forgetful, Preparing, Sink, Waiting, sink_name
+from token_meter.steps import Ahead, Steps, meanwhile, worked_off
 
 BACKOFF_SECONDS_MIN: Final = 0.5
 BACKOFF_SECONDS_MAX: Final = 60.0
@@ -90,13 +81,9 @@ class Delivery:
         self._on_error = on_error
         self._fsync = fsync
         self._limits = limits
-        self._quarantine = folder.refusals(self.name)
-        self._quarantine_end = 0
-        self._set_aside_before: set[str] = set()
-        self._set_aside_in_part: set[str] = set()
-        self._ids_set_aside: set[str] = set()
-        self._released = Released(self._quarantine, problem=problem)
-        self._awaiting = Awaiting(self._quarantine) if isinstance(sink, Waiting) else None
+        self._aside = Aside(folder.refusals(self.name), sink=self.name)
+        self._released = Released(self._aside.path, problem=problem)
+        self._awaiting = Awaiting(self._aside.path) if isinstance(sink, Waiting) else None
         self._attempts = _attempts_of(sink, folder.attempts / f"{self.name}.json")
         self._hurried_at = _touched(folder.hurry / self.name)
         self._reader = BatchReader(index, limits=limits, problem=problem)
@@ -237,15 +224,14 @@ class Delivery:
         self.cursor = Cursor.load(path)
         # What an older version could not read may be readable now.
         self.cursor.blocked.clear()
-        self._batch, self._moved, self._quarantine_end = None, False, 0
+        self._batch, self._moved = None, False
         if self._attempts is not None:
             self._attempts.forget()
             if not self.cursor.has_moved:
                 # The cursor is new, or was lost. The sink may have had the events all the same.
                 with suppress(JournalError):  # raised again when the first batch begins
                     self._attempts.distrust()
-        self._set_aside_before, self._set_aside_in_part = marks_after(self._quarantine, self.cursor.quarantine_bytes)
-        self._ids_set_aside = {id_in(mark) for mark in self._set_aside_before}
+        self._aside.begin(self.cursor)
         return True
 
     # ---- delivering ----
@@ -254,19 +240,27 @@ class Delivery:
         self._released.say()
         self._heed_hurry()
         self._release_awaited()
+        ahead: Ahead[Batch | None] | None = None
         planned = False
-        while self._may_go_on():
-            if self._batch is None:
+        try:
+            while self._may_go_on():
                 if not planned:
                     self._reader.plan(self.cursor)
                     planned = True
-                self._batch = self._next()
-            if self._batch is None:
-                self._drain_released()
-                return
-            if not self._deliver(self._batch):
-                return
-            self._batch = None
+                if self._batch is None:
+                    self._batch = ahead.finish() if ahead is not None else worked_off(self._reading())
+                if self._batch is None:
+                    self._drain_released()
+                    return
+                ahead = Ahead(self._reading_ahead(self._batch))
+                with meanwhile(ahead.step):
+                    delivered = self._deliver(self._batch)
+                if not delivered:
+                    return
+                self._batch = None
+        finally:
+            if ahead is not None:
+                ahead.drop()
 
     def _drain_released(self) -> None:
         """What a human put back. A batch that fails is not held, so that it comes after what is new by then."""
@@ -298,25 +292,26 @@ class Delivery:
     def _may_go_on(self) -> bool:
         return not self._stopping and time.monotonic() >= self._retry_at
 
-    def _next(self) -> Batch | None:
+    def _reading(self, after: Batch | None = None) -> Steps[Batch | None]:
         """The next batch, without what went into quarantine when it was read before, in a process that is gone."""
-        batch = self._reader.next(self.cursor)
-        if batch is not None and self._set_aside_before:
-            batch.events = [each for each in batch.events if not self._was_set_aside(each)]
-            batch.unreadable = [each for each in batch.unreadable if mark_of(each) not in self._set_aside_before]
+        batch = yield from self._reader.reading(self.cursor, after=after)
+        if batch is not None:
+            self._aside.leave_out(batch)
         return batch
 
-    def _was_set_aside(self, event: MeterEvent) -> bool:
-        """Whether it is in quarantine, or a part of it, of which the rest was taken."""
-        if event.id not in self._ids_set_aside:
-            return False
-        document = event.to_json()
-        return event_mark(document) in self._set_aside_before or whole_mark(document) in self._set_aside_in_part
+    def _reading_ahead(self, after: Batch) -> Steps[Batch | None]:
+        """The batch after this one, prepared by a sink that can do that."""
+        batch = yield from self._reading(after)
+        if batch is not None and batch.events and isinstance(self._sink, Preparing):
+            # Whatever is wrong, `send` finds it again, where it has its consequences.
+            with suppress(Exception):
+                batch.prepared = yield from self._sink.prepare(batch.unsent)
+        return batch
 
     def _deliver(self, batch: Batch) -> bool:
         """Send a batch; True when it is behind us."""
         try:
-            self._set_aside_lines(batch)
+            self._aside.unreadable(batch, self.cursor)
             sent = self._send(batch)
         except Retry as retry:
             self._postpone(retry, after=retry.after)
@@ -347,8 +342,9 @@ class Delivery:
             doubtful = self._attempts.begin(batch.unsent, durable=durable)
             if doubtful:
                 self._ask(batch, doubtful, durable=durable)
+        prepared, batch.prepared = batch.prepared, None
         if to_send := batch.unsent:
-            self._sink.send(to_send)
+            self._sink.send(prepared if prepared is not None and not batch.parts else to_send)
 
     def _ask(self, batch: Batch, doubtful: Mapping[str, float], *, durable: bool) -> None:
         assert self._attempts is not None and isinstance(self._sink, Forgetful)
@@ -377,70 +373,21 @@ class Delivery:
 
     def _set_aside(self, batch: Batch, rejected: Rejected) -> bool:
         """Quarantine the refused events of this batch; False when it named none (then it is an error like others)."""
-        mine = {event.id for event in batch.events}
-        named = [refusal for refusal in rejected.refusals if getattr(refusal.event, "id", None) in mine]
-        if not named:
-            return False
-        ids = {refusal.event.id for refusal in named}
-        entries, again = self._entries(batch, named)
-        self._write_quarantine(entries)
-        batch.events = [event for event in batch.events if event.id not in ids]
-        for mark in again:
-            del batch.released[mark]
-        if self._attempts is not None:
+        ids = self._aside.refused(batch, rejected, self.cursor)
+        if ids and self._attempts is not None:
             # What a human releases goes out as if for the first time, also by a process that begins only then; unless
             # it may be there from an attempt before, which nobody answered.
             self._attempts.done(ids - self._attempts.unsure)
             self._note_attempts()
-        self._tell_refused(self.cursor.quarantined, len(named), "events that the sink refused")
-        self.cursor.quarantined += len(named)
-        return True
-
-    def _entries(self, batch: Batch, named: Sequence[Refusal]) -> tuple[list[dict[str, Any]], list[str]]:
-        """The lines that tell of refusals, and the marks of released events among what was refused.
-
-        A released event whose other part was taken this time is delivered; what is left of it waits as a new entry.
-        """
-        entries: list[dict[str, Any]] = []
-        by_id: dict[str, list[str]] = {}
-        for mark, event in batch.released.items():
-            by_id.setdefault(event.id, []).append(mark)
-        again = []
-        for refusal in named:
-            before = by_id.pop(refusal.event.id, [])
-            again += before
-            mark = event_mark(refusal.event.to_json())
-            if mark in before:
-                entries.append(returned([mark], refusal.reason, awaits=refusal.awaits))
-                before = [each for each in before if each != mark]
-            else:
-                entries += refused([refusal])
-            if before:
-                entries.append(delivered(before))
-        return entries, again
-
-    def _set_aside_lines(self, batch: Batch) -> None:
-        if batch.unreadable:
-            self._write_quarantine(batch.unreadable)
-            self._tell_refused(self.cursor.invalid, len(batch.unreadable), "lines of the journal that cannot be read")
-            self.cursor.invalid += len(batch.unreadable)
-            batch.unreadable = []
-
-    def _write_quarantine(self, entries: list[dict[str, Any]]) -> None:
-        self._quarantine_end = write_quarantine(self._quarantine, entries)
-
-    def _tell_refused(self, before: int, more: int, what: str) -> None:
-        """The 1st, 10th, 100th. It is nothing that failed in here: the quarantine itself tells of it until decided."""
-        if len(str(before + more)) > len(str(before)) or not before:
-            log.error("token_meter: sink %s: %d in quarantine so far: %s", self.name, before + more, what)
+        return bool(ids)
 
     def _acknowledge(self, batch: Batch, sent: int) -> None:
         self.cursor.segments.update(batch.positions)
         self._moved = True
         if batch.released:
             self._released.took(batch.released)
-        if self._quarantine_end:
-            self.cursor.quarantine_bytes = self._quarantine_end
+        if self._aside.end:
+            self.cursor.quarantine_bytes = self._aside.end
         if self._attempts is not None:
             self._attempts.done(event.id for event in batch.events)
         if not sent:

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Final, Literal
 
 from token_meter.errors import Retry, SinkError
 from token_meter.event import MeterEvent
-from token_meter.sinks.backend import BackendSink, Customers, Mode
+from token_meter.sinks.backend import BackendSink
 from token_meter.sinks.http import Http, KeyRefused, Secret, secret_of, whole_number
 from token_meter.sinks.mapping import ANY_METER, MODEL, Mapped, Properties, Rule, measured, own_dimensions
+from token_meter.sinks.recording import Customers, Mode
 from token_meter.sinks.records import Call, Record, milliseconds
 from token_meter.usage import TOKEN_TYPES
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from token_meter.errors import Refusal
     from token_meter.event import MeterEvent
+    from token_meter.steps import Steps
 
 
 @runtime_checkable
@@ -20,7 +21,8 @@ class Sink(Protocol):
     else it raises counts as a retry. Batches are delivered at least once, always with the same event ids: a
     destination that can deduplicate by id is exact. `close` is called, if present, when the meter closes, and
     `interval_seconds` says how often it wants to be given what there is, where a fifth of a second is too often.
-    What else a sink can offer: `Waiting`, `Forgetful`, `Bound`, `Checked`, `Counting`, `Reporting`, `Sketching`.
+    What else a sink can offer: `Waiting`, `Forgetful`, `Preparing`, `Bound`, `Checked`, `Counting`, `Reporting`,
+    `Sketching`.
     """
 
     def send(self, events: Sequence[MeterEvent]) -> None: ...
@@ -31,6 +33,18 @@ class Waiting(Protocol):
     """A sink that refuses events until something is there (`Refusal.awaits`), and can tell when it is."""
 
     def ready(self, awaits: str) -> bool: ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A sink that works ahead: it prepares the next batch while it waits for the answers about the one before.
+
+    `prepare` yields between small steps and returns the same events, as a sequence that `send` takes like any other and
+    finds its preparations in. It sends nothing and remembers nothing: what it made may be thrown away, and whatever is
+    wrong `send` finds again. Waiting for an answer, a sink calls `token_meter.steps.step_meanwhile`.
+    """
+
+    def prepare(self, events: Sequence[MeterEvent]) -> Steps[Sequence[MeterEvent]]: ...
 
 
 class Unsent(Protocol):

@@ -160,13 +160,19 @@ class Http:
         session = self._sessions()
         secrets = self._authorise()
         try:
-            response = session.request(
+            # What `session.request` would merge from the session stands here, at a fifth of the time.
+            prepared = requests.PreparedRequest()
+            prepared.prepare(
                 method,
                 f"{self.url}{path}",
                 data=body,
                 params=parameters,
-                headers={**(headers or {}), **secrets},
+                headers={**session.headers, **(headers or {}), **secrets},
+            )
+            response = session.send(
+                prepared,
                 timeout=(CONNECT_SECONDS, READ_SECONDS),
+                proxies=session.proxies,
                 allow_redirects=False,
                 stream=True,
             )
@@ -199,15 +205,16 @@ class Http:
 
     def _made(self) -> requests.Session:
         from requests import Session
-        from requests.adapters import HTTPAdapter
         from requests.utils import get_environ_proxies
+
+        from token_meter.sinks.connections import BusyAdapter
 
         session = Session()
         session.trust_env = False
         session.proxies = get_environ_proxies(self.url)
         session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=self._connections_max)
+        adapter = BusyAdapter(pool_connections=1, pool_maxsize=self._connections_max)
         for scheme in ("http://", "https://"):
             session.mount(scheme, adapter)
         return session
@@ -259,10 +266,11 @@ def whole_number(value: object, *, what: str) -> int:
 
 def _pieces(response: requests.Response) -> Iterable[bytes]:
     """The body as it arrives: a piece is there as soon as any of it is, so that one can stop waiting for more."""
+    from urllib3 import HTTPResponse
     from urllib3.exceptions import HTTPError, ReadTimeoutError
 
     read = getattr(response.raw, "read1", None)
-    if read is None:  # urllib3 before 2.1
+    if read is None or not isinstance(response.raw, HTTPResponse):  # urllib3 before 2.1; a recording that is played
         yield from response.iter_content(PIECE_BYTES)
         return
     try:

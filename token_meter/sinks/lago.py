@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Final
 
 from token_meter.errors import Retry, SinkError
 from token_meter.event import MeterEvent
-from token_meter.sinks.backend import BackendSink, Customers, Mode
+from token_meter.sinks.backend import BackendSink
 from token_meter.sinks.http import Answer, Http, Secret, secret_of
 from token_meter.sinks.mapping import ANY_METER, Mapped, Properties, Rule, measured, own_dimensions
+from token_meter.sinks.recording import Customers, Mode
 from token_meter.sinks.records import Call, Record, Refused, Verdict, milliseconds
 
 API_URL: Final = "https://api.getlago.com"

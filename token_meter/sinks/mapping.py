@@ -89,32 +89,42 @@ def measured(rules: Sequence[Rule], properties: Properties) -> Mapped:
 
     tables = {source: _Table(rules, source) for source in (LLM_TOKENS, *(rule.source for rule in rules))}
     others = _Table(rules, ANY_METER)
+    reads = tuple(properties.items())
 
     def measures(event: MeterEvent) -> list[Measure]:
         table = tables.get(event.meter, others)
         sums = table.sums(event.usage)
         if not sums:
             return []
-        own = {name: text for name, read in properties.items() if (text := read(event)) is not None}
+        own: dict[str, str] = {}
         # The table was checked when it was made; what is wrong with an event's own texts the class itself tells.
-        fit = event.meter and all(isinstance(text, str) for text in own.values())
-        make = _ready_made if fit else Measure
+        fit = bool(event.meter)
+        for name, read in reads:
+            text = read(event)
+            if text is not None:
+                own[name] = text
+                fit = fit and isinstance(text, str)
+        make = _ready_made if fit else _checked
         return [
             make(
-                key=rule.key,
-                meter=rule.meter or event.meter,
-                value=sums[place],
-                properties={**own, **rule.properties},
-                types=rule.types or tuple(event.usage),
+                rule.key,
+                rule.meter or event.meter,
+                sums[place],
+                {**own, **rule.properties},
+                rule.types or tuple(event.usage),
             )
-            for place, rule in table.rules
-            if place in sums
+            for place in sorted(sums)
+            for rule in (rules[place],)
         ]
 
     return measures
 
 
-def _ready_made(*, key: str, meter: str, value: int, properties: Mapping[str, str], types: tuple[str, ...]) -> Measure:
+def _checked(key: str, meter: str, value: int, properties: Mapping[str, str], types: tuple[str, ...]) -> Measure:
+    return Measure(key=key, meter=meter, value=value, properties=properties, types=types)
+
+
+def _ready_made(key: str, meter: str, value: int, properties: Mapping[str, str], types: tuple[str, ...]) -> Measure:
     """A measure that needs no check: there are several for each event that is delivered."""
     measure = object.__new__(Measure)
     _KEY(measure, key)
@@ -133,15 +143,15 @@ class _Table:
 
     def __init__(self, rules: Sequence[Rule], meter: str) -> None:
         own = meter != LLM_TOKENS
-        self.rules = [
+        mine = [
             (place, rule)
             for place, rule in enumerate(rules)
             if rule.source == meter or (own and rule.source == ANY_METER)
         ]
         self._own = own
-        self._whole = [place for place, rule in self.rules if not rule.types]
+        self._whole = [place for place, rule in mine if not rule.types]
         self._places: dict[str, list[int]] = {}
-        for place, rule in self.rules:
+        for place, rule in mine:
             for name in rule.types:
                 self._places.setdefault(name, []).append(place)
 

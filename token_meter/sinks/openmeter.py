@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Final
 
 from token_meter.errors import Rejected, Retry, SinkError
 from token_meter.event import MeterEvent, format_time
-from token_meter.sinks.backend import BackendSink, Customers, Mode
+from token_meter.sinks.backend import BackendSink
 from token_meter.sinks.base import Unsent
 from token_meter.sinks.http import Http, Secret, whole_number
 from token_meter.sinks.mapping import ANY_METER, MODEL, Mapped, Properties, Rule, measured, own_dimensions
+from token_meter.sinks.recording import Customers, Mode
 from token_meter.sinks.records import Call, Record
 from token_meter.usage import TOKEN_TYPES
 

@@ -21,10 +21,11 @@ from typing import ClassVar, Final
 from token_meter.errors import Refusal, Retry, SinkError
 from token_meter.event import MeterEvent
 from token_meter.sinks import stripe_wire as wire
-from token_meter.sinks.backend import BackendSink, Customers, Mode
+from token_meter.sinks.backend import BackendSink
 from token_meter.sinks.base import Report, Unsent
 from token_meter.sinks.http import Answer, Http, KeyRefused, Secret, Unavailable, secret_of
 from token_meter.sinks.mapping import Mapped, Properties, Rule, measured
+from token_meter.sinks.recording import Customers, Mode
 from token_meter.sinks.records import TAKEN, Call, Record, Refused, Verdict, chunks, refused_or_halved
 from token_meter.sinks.repeats import without_repeats
 from token_meter.sinks.stripe_corrections import LATER_KEY, Cancellations, cancels, replayed
@@ -52,6 +53,8 @@ REMEMBERED_SECONDS: Final = 86_400.0
 LATELY_SECONDS: Final = 3_600.0
 """So long a summary may not show what was sent."""
 LATELY_MAX: Final = 20_000
+LAST_MOMENT: Final = 253_402_300_799.0
+"""The end of the year 9999: there is no later datetime."""
 IN_FLIGHT_MAX: Final = 64
 TRIES: Final = 4
 """So often a request is made before the batch is put off, with a pause that doubles from this:"""
@@ -148,9 +151,13 @@ class StripeSink(BackendSink):
 
     def send(self, events: Sequence[MeterEvent]) -> None:
         """Report a batch. Retry while Stripe cannot take it, Rejected for what it refused of it."""
-        super().send(without_repeats(events, self._accounts))
+        super().send(events)
         if len(self._lately) > LATELY_MAX:
             self._lately = dict([*self._lately.copy().items()][-LATELY_MAX:])
+
+    def chosen(self, events: Sequence[MeterEvent]) -> Sequence[MeterEvent]:
+        """All but those that the ledger has with another time: Stripe forgets ids, and would count them again."""
+        return without_repeats(events, self._accounts)
 
     def calls(self, records: Sequence[Record]) -> Iterator[Call]:
         """Single events and cancellations one by one; streamed events by the hundred. What takes back comes last."""
@@ -168,30 +175,31 @@ class StripeSink(BackendSink):
             return wire.cancellation(records[0], self.api)
         return self._streamed(records) if self.api == "stream" else self._single(records[0], self._moment(records[0]))
 
-    def deliver(self, records: Sequence[Record]) -> list[Refused]:
+    def deliver(self, records: Sequence[Record], calls: Iterable[Call]) -> list[Refused]:
         """Send everything; of a correction first what it reports itself, and only if that is taken what it takes back.
 
         Otherwise a correction that is refused would be half done.
         """
         until = time.monotonic() + BATCH_SECONDS_MAX
-        if self.api == "stream":
-            self._stream.open()
-        refused = self._worked_off([each for each in records if each.reverses is None], until)
+        if self.api == "stream" and self._stream.open():
+            # When the calls were made it was not known what time it is there.
+            calls = self.calls(records)
+        refused = self._worked_off([call for call in calls if call.records[0].reverses is None], until)
         held = {id(each.record.event): each for each in refused}
         back = [each for each in records if each.reverses is not None]
         refused += [held[id(each.event)]._replace(record=each) for each in back if id(each.event) in held]
-        return refused + self._worked_off([each for each in back if id(each.event) not in held], until)
+        refused += self._worked_off(self.calls([each for each in back if id(each.event) not in held]), until)
+        places = {record.identifier: place for place, record in enumerate(records)} if refused else {}
+        return sorted(refused, key=lambda each: places[each.record.identifier])
 
-    def _worked_off(self, records: Sequence[Record], until: float) -> list[Refused]:
+    def _worked_off(self, calls: Iterable[Call], until: float) -> list[Refused]:
         """In lanes: one for each customer and meter, one for the stream, several at a time."""
         lanes: dict[tuple[str, str], list[Call]] = {}
-        for call in self.calls(records):
+        for call in calls:
             record = call.records[0]
             lane = (wire.STREAM_PATH, "") if call.path == wire.STREAM_PATH else (record.customer, record.measure.meter)
             lanes.setdefault(lane, []).append(call)
-        refused = in_lanes(self.settle, list(lanes.values()), in_flight=self._in_flight, until=until)
-        places = {record.identifier: place for place, record in enumerate(records)}
-        return sorted(refused, key=lambda each: places[each.record.identifier])
+        return in_lanes(self.settle, list(lanes.values()), in_flight=self._in_flight, until=until)
 
     def settle(self, call: Call) -> list[Refused]:
         """Make one request and those that follow from its answer, until everything in it is taken or refused."""
@@ -253,16 +261,15 @@ class StripeSink(BackendSink):
         taken = list(records)
         super().took(taken, but=but)
         now = self._now()
-        for record in taken:
-            if record.time.timestamp() < now - REMEMBERED_SECONDS + LATELY_SECONDS:
-                self._lately[record.identifier] = now
+        old = datetime.fromtimestamp(now - REMEMBERED_SECONDS + LATELY_SECONDS, UTC)
+        self._lately.update((record.identifier, now) for record in taken if record.time < old)
 
     # ---- refusals, and what would change them ----
 
-    def unfit(self, record: Record) -> Refused | None:
+    def unfit(self, records: Sequence[Record]) -> list[Refused]:
         """What lies outside of Stripe's window can never be counted."""
-        too_old = record.time.timestamp() < self._their_time - PAST_SECONDS_MAX
-        return Refused(record, TOO_OLD) if too_old else None
+        oldest = self._there(-PAST_SECONDS_MAX)
+        return [Refused(record, TOO_OLD) for record in records if record.time < oldest]
 
     def _refused(self, record: Record, code: str, message: str) -> Refused:
         refusal = refused(record, code=code, message=message, registered=isinstance(self._customers, str))
@@ -290,8 +297,8 @@ class StripeSink(BackendSink):
         return wire.single(record, self.api, payload=self._payload(record), moment=moment)
 
     def _streamed(self, records: Sequence[Record]) -> Call:
-        theirs = self._their_time
-        documents = [wire.document(record, self._payload(record), _moment(record, theirs)) for record in records]
+        latest = self._there(FUTURE_SECONDS_MAX)
+        documents = [wire.document(each, self._payload(each), self._moment(each, latest)) for each in records]
         return Call(wire.STREAM_PATH, wire.as_json({"events": documents}), wire.JSON, records)
 
     def _payload(self, record: Record) -> dict[str, str]:
@@ -301,12 +308,16 @@ class StripeSink(BackendSink):
             self._value_key: str(record.value),
         }
 
-    @property
-    def _their_time(self) -> float:
-        return self._stream.their_time if self.api == "stream" else self._http.their_time
+    def _there(self, seconds: float = 0.0) -> datetime:
+        """The time at Stripe, or so many seconds later."""
+        now = self._stream.their_time if self.api == "stream" else self._http.their_time
+        # A server may name any date.
+        return datetime.fromtimestamp(min(max(now + seconds, 0.0), LAST_MOMENT), UTC)
 
-    def _moment(self, record: Record) -> datetime:
-        return _moment(record, self._their_time)
+    def _moment(self, record: Record, latest: datetime | None = None) -> datetime:
+        """The time of the event; Stripe's own where ours is further ahead than it takes (`latest`)."""
+        fits = record.time <= (latest or self._there(FUTURE_SECONDS_MAX))
+        return record.time if fits else self._there()
 
     def _headers(self) -> Mapping[str, str]:
         key = self._key()
@@ -385,10 +396,3 @@ class StripeSink(BackendSink):
         """Close the connections."""
         super().close()
         self._stream.close()
-
-
-def _moment(record: Record, theirs: float) -> datetime:
-    """The time of the event; Stripe's own where ours is further ahead than it takes."""
-    if record.time.timestamp() <= theirs + FUTURE_SECONDS_MAX:
-        return record.time
-    return datetime.fromtimestamp(theirs, UTC)

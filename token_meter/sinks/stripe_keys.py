@@ -6,8 +6,8 @@ import os
 import re
 from typing import Final
 
-from token_meter.sinks.backend import Mode
 from token_meter.sinks.http import KeyRefused, Secret
+from token_meter.sinks.recording import Mode
 
 KEY_VARIABLE: Final = "STRIPE_API_KEY"
 _KEY: Final = re.compile(r"(?:sk|rk)_(?:org_)?(live|test)_")

@@ -6,7 +6,7 @@ import shlex
 from typing import Final
 
 from token_meter.sinks import stripe_wire as wire
-from token_meter.sinks.backend import CUSTOMER_KEY
+from token_meter.sinks.recording import CUSTOMER_KEY
 from token_meter.sinks.records import Record, Refused
 
 METER_KEY: Final = "meter"

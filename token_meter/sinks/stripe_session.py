@@ -28,9 +28,9 @@ class StreamSession:
         self._now = now
         self._http = Http(url, what="Stripe's meter event stream", authorise=self._headers, now=now)
 
-    def open(self) -> None:
-        """Have a session, and with it Stripe's idea of the time. Raises Retry."""
-        self._renew()
+    def open(self) -> bool:
+        """Have a session, and with it Stripe's idea of the time; True when that is new. Raises Retry."""
+        return self._renew()
 
     @property
     def their_time(self) -> float:
@@ -56,11 +56,11 @@ class StreamSession:
     def _headers(self) -> Mapping[str, str]:
         return {"Authorization": f"Bearer {self._token}", "Stripe-Version": self._api.headers()["Stripe-Version"]}
 
-    def _renew(self) -> None:
+    def _renew(self) -> bool:
         # A session belongs to the account of the key that opened it, so another key needs another session.
         headers = self._api.headers()
         if self._now() < self._until - EARLY_SECONDS and headers == self._opened_with:
-            return
+            return False
         answer = self._api.post(SESSION_PATH, b"{}", headers={"Content-Type": "application/json"})
         document = answer.json()
         token = document.get("authentication_token") if isinstance(document, dict) else None
@@ -69,6 +69,7 @@ class StreamSession:
             raise Retry(f"Stripe opens no meter event stream (HTTP {answer.status}): {said}")
         self._token, self._opened_with = token, headers
         self._until = self._now() + _valid_seconds(document)
+        return True
 
 
 def _valid_seconds(document: Mapping[str, object]) -> float:

@@ -78,7 +78,8 @@ def document(record: Record, payload: Mapping[str, str], moment: datetime) -> di
 @lru_cache(maxsize=1024)
 def _rfc3339(moment: datetime) -> str:
     """Remembered because the records of one event have one time."""
-    return f"{moment.astimezone(UTC).isoformat(timespec='milliseconds')[:-6]}Z"
+    aware = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    return f"{aware.isoformat(timespec='milliseconds')[:-6]}Z"
 
 
 def error(answer: Answer) -> tuple[str, str]:

@@ -19,6 +19,8 @@ from token_meter.event import MeterEvent, format_time
 from token_meter.sinks.base import Sketch
 from token_meter.sinks.http import REFUSING, Answer, Http, Secret, secret_of
 from token_meter.sinks.lock import ForkLock
+from token_meter.sinks.recording import STEP_EVENTS
+from token_meter.steps import Steps, worked_off
 
 URL_VARIABLE: Final = "TOKEN_METER_WEBHOOK_URL"
 SECRET_VARIABLE: Final = "TOKEN_METER_WEBHOOK_SECRET"
@@ -36,6 +38,17 @@ class Told(NamedTuple):
 
     event: MeterEvent
     text: str
+
+
+class Prepared(list[MeterEvent]):
+    """Events, with what a webhook is told of them."""
+
+    __slots__ = ("refusals", "sink", "told")
+
+    sink: WebhookSink
+    told: list[Told]
+    refusals: list[Refusal]
+    """Those for which a function of the user's failed."""
 
 
 class WebhookSink:
@@ -75,9 +88,10 @@ class WebhookSink:
 
     def send(self, events: Sequence[MeterEvent]) -> None:
         """Post a batch. Retry while the receiver cannot take it, Rejected for what it refused of it."""
-        told, refusals = self._told(events)
+        ready = events if isinstance(events, Prepared) and events.sink is self else worked_off(self.prepare(events))
+        refusals = list(ready.refusals)
         with self._lock:
-            waiting = deque(_pieces(told))
+            waiting = deque(_pieces(ready.told))
             while waiting:
                 piece = waiting.popleft()
                 refused, again = _judged(self._post(piece), piece)
@@ -86,11 +100,34 @@ class WebhookSink:
         if refusals:
             raise Rejected.each(refusals, rest_taken=True)
 
+    def prepare(self, events: Sequence[MeterEvent]) -> Steps[Prepared]:
+        """Put a batch into CloudEvents, in small steps: each event once."""
+        ready = Prepared(events)
+        told: dict[str, Told] = {}
+        ready.sink, ready.refusals = self, []
+        for number, event in enumerate(events, 1):
+            try:
+                text = self._text(event)
+            except Retry:
+                raise
+            except Exception as problem:  # noqa: BLE001 - the user's own functions; the event waits in quarantine
+                reason = (
+                    f"the function content= or where= of sink {self.name!r} failed: {type(problem).__name__}: {problem}"
+                )
+                ready.refusals.append(Refusal(event, reason))
+            else:
+                if text is not None:
+                    told[event.id] = Told(event, text)
+            if number % STEP_EVENTS == 0:
+                yield
+        ready.told = list(told.values())
+        return ready
+
     def sketch(self, events: Sequence[MeterEvent]) -> tuple[list[Sketch], list[Refusal]]:
         """The requests that `send` would make for these events, and what it would refuse before it makes any."""
-        told, refusals = self._told(events)
+        ready = worked_off(self.prepare(events))
         url = f"{self._http.url}{self._path}"
-        return [Sketch("POST", url, _body(piece).decode()) for piece in _pieces(told)], refusals
+        return [Sketch("POST", url, _body(piece).decode()) for piece in _pieces(ready.told)], ready.refusals
 
     def check(self) -> list[str]:
         """Post an empty, signed batch, which every receiver can take. Raises SinkError."""
@@ -107,25 +144,6 @@ class WebhookSink:
         return f"WebhookSink({self._http.server!r}, name={self.name!r})"
 
     # ---- what is told ----
-
-    def _told(self, events: Sequence[MeterEvent]) -> tuple[list[Told], list[Refusal]]:
-        """What to post, each event once, and the events for which a function of the user's failed."""
-        told: dict[str, Told] = {}
-        refusals: list[Refusal] = []
-        for event in events:
-            try:
-                text = self._text(event)
-            except Retry:
-                raise
-            except Exception as problem:  # noqa: BLE001 - the user's own functions; the event waits in quarantine
-                reason = (
-                    f"the function content= or where= of sink {self.name!r} failed: {type(problem).__name__}: {problem}"
-                )
-                refusals.append(Refusal(event, reason))
-            else:
-                if text is not None:
-                    told[event.id] = Told(event, text)
-        return list(told.values()), refusals
 
     def _text(self, event: MeterEvent) -> str | None:
         """The CloudEvent; None for one that is left out, as placeholders are: the real event has the same id."""
