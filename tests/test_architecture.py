@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     # 2: from an answer to a row. Each package stands for itself, see ISLANDS.
     ("providers", ". anthropic base body estimate failures frames funnel genai genai_streams google hops hosts openai "
                   "patching prompt publishers settle sse stainless stream tokeniser"),
-    ("", "answers aside attempts awaiting backlog batch cursors decisions deliver delivery estimates folder journal keeper locks problems quarantine recovery "
+    ("", "answers aside attempts awaiting backlog backoff batch cursors decisions deliver delivery estimates folder journal keeper locks problems quarantine recovery "
          "registry released reporter retention segment_file segments standing writer"),
     ("sinks", ". amberflo backend base callback connections file_formats file_index files http jsonl lago ledger lock mapping "
               "memory named native openmeter opentelemetry recording records repeats stripe stripe_corrections stripe_counted stripe_keys "

@@ -30,8 +30,8 @@ from tests.journal_kit import (
     wait,
 )
 from token_meter.backlog import status
+from token_meter.backoff import BACKOFF_SECONDS_MAX, backoff_seconds
 from token_meter.deliver import deliver_once, forget
-from token_meter.delivery import BACKOFF_SECONDS_MAX, backoff_seconds
 from token_meter.errors import JournalError, Rejected, Retry
 from token_meter.event import MeterEvent
 from token_meter.journal import Journal

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from token_meter.backoff import request_hurry as request_hurry
 from token_meter.batch import BatchLimits, BatchReader
 from token_meter.cursors import Cursor, CursorReader
 from token_meter.decisions import Decided as Decided
@@ -20,7 +21,6 @@ from token_meter.decisions import quarantine as quarantine
 from token_meter.decisions import quarantined as quarantined
 from token_meter.decisions import release as release
 from token_meter.delivery import Delivery
-from token_meter.delivery import request_hurry as request_hurry
 from token_meter.event import MeterEvent
 from token_meter.folder import JournalFolder
 from token_meter.keeper import Keeper

@@ -11,8 +11,6 @@ is read again; released events follow the others, and never hold them up.
 from __future__ import annotations
 
 import logging
-import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,11 +22,12 @@ from token_meter.aside import Aside
 from token_meter.attempts import Attempts
 from token_meter.awaiting import Awaiting
 from token_meter.backlog import Whereabouts
+from token_meter.backoff import Backoff
 from token_meter.batch import Batch, BatchLimits, BatchReader
 from token_meter.cursors import Cursor, CursorReader
 from token_meter.errors import JournalError, NewerSchema, Rejected, Retry
 from token_meter.event import MeterEvent, format_time
-from token_meter.folder import JournalFolder, checked_sink_name
+from token_meter.folder import JournalFolder
 from token_meter.locks import FileLock
 from token_meter.patience import TryLock
 from token_meter.problems import Problem, describe
@@ -36,11 +35,6 @@ from token_meter.released import Released
 from token_meter.segments import SegmentIndex
 from token_meter.sinks.base import Forgetful, Preparing, Sink, Waiting, sink_name
 from token_meter.steps import Ahead, Steps, meanwhile, worked_off
-
-BACKOFF_SECONDS_MIN: Final = 0.5
-BACKOFF_SECONDS_MAX: Final = 60.0
-RETRY_AFTER_SECONDS_MAX: Final = 3_600.0
-"""The longest wait that a destination may ask for."""
 
 LOCK_RETRY_SECONDS: Final = 2.0
 """How often a process looks whether the one that delivers is gone."""
@@ -73,7 +67,6 @@ class Delivery:
         self.lock_path = folder.lock(self.name)
         self.interval_seconds: float | None = getattr(sink, "interval_seconds", None)
         self.cursor = Cursor()
-        self.asked_to_wait = False
         self._sink = sink
         self._folder = folder
         self._index = index
@@ -85,7 +78,7 @@ class Delivery:
         self._released = Released(self._aside.path, problem=problem)
         self._awaiting = Awaiting(self._aside.path) if isinstance(sink, Waiting) else None
         self._attempts = _attempts_of(sink, folder.attempts / f"{self.name}.json")
-        self._hurried_at = _touched(folder.hurry / self.name)
+        self._backoff = Backoff(folder.hurry / self.name)
         self._reader = BatchReader(index, limits=limits, problem=problem)
         self._lock = FileLock(self.lock_path)
         self._others = CursorReader(folder)
@@ -97,7 +90,6 @@ class Delivery:
         self._moved = False
         self._volatile = False
         self._save_failed = False
-        self._retry_at = float("-inf")
         self._lock_at = float("-inf")
         self._awaited_at = float("-inf")
 
@@ -118,8 +110,8 @@ class Delivery:
     def hurry(self) -> None:
         """Do not wait out a backoff of our own, nor for the lock; a wait the destination asked for stands."""
         self._lock_at = self._awaited_at = float("-inf")
-        if not self.asked_to_wait:
-            self._retry_at = float("-inf")
+        if not self._backoff.asked:
+            self._backoff.end()
 
     def stop(self) -> None:
         """Begin no further batch."""
@@ -193,8 +185,8 @@ class Delivery:
             self._attempts.forget()
         self._running = TryLock()
         self._batch, self._moved, self._displaced = None, False, False
-        self._retry_at = self._lock_at = float("-inf")
-        self.asked_to_wait = False
+        self._lock_at = float("-inf")
+        self._backoff.end()
 
     # ---- holding the lock ----
 
@@ -281,16 +273,13 @@ class Delivery:
             self._problem(f"sink {self.name}: look for what refused events wait for", error)
 
     def _heed_hurry(self) -> None:
-        """Somebody asked us not to wait (`request_hurry`): not even as long as the destination wanted."""
-        if self._retry_at == float("-inf") and self._awaited_at == float("-inf"):
-            return
-        touched = _touched(self._folder.hurry / self.name)
-        if touched != self._hurried_at:
-            self._hurried_at = touched
-            self._retry_at = self._awaited_at = float("-inf")
+        """Somebody asked us not to wait (`backoff.request_hurry`): not even as long as the destination wanted."""
+        if self._backoff.was_hurried():
+            self._awaited_at = float("-inf")
+            self._backoff.end()
 
     def _may_go_on(self) -> bool:
-        return not self._stopping and time.monotonic() >= self._retry_at
+        return not self._stopping and self._backoff.over
 
     def _reading(self, after: Batch | None = None) -> Steps[Batch | None]:
         """The next batch, without what went into quarantine when it was read before, in a process that is gone."""
@@ -394,17 +383,13 @@ class Delivery:
             return
         self.cursor.sent += sent
         self.cursor.error, self.cursor.failures, self.cursor.retry_at = None, 0, None
-        self.asked_to_wait = False
+        self._backoff.end()
         self._save(durable=self._fsync == "always")
 
     def _postpone(self, error: BaseException, *, after: float | None) -> None:
         cursor = self.cursor
         cursor.failures += 1
-        delay = backoff_seconds(cursor.failures)
-        asked = _asked(after)
-        self.asked_to_wait = asked > 0
-        delay = max(delay, asked)
-        self._retry_at = time.monotonic() + delay
+        delay = self._backoff.begin(cursor.failures, after=after)
         cursor.error = describe(error)
         cursor.retry_at = format_time(datetime.now(UTC) + timedelta(seconds=delay))
         self._problem(f"sink {self.name}", error)
@@ -445,32 +430,7 @@ class Delivery:
             self._save(durable=self._fsync != "never")
 
 
-def request_hurry(folder: JournalFolder, sink: str) -> None:
-    """Ask the process that delivers to a sink to try again now, whatever it waits for. Raises OSError."""
-    folder.hurry.mkdir(mode=0o700, exist_ok=True)
-    (folder.hurry / checked_sink_name(sink)).touch()
-
-
-def _touched(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError:
-        return None
-
-
 def _attempts_of(sink: Sink, path: Path) -> Attempts | None:
     if not isinstance(sink, Forgetful):
         return None
     return Attempts(path, remembers_seconds=sink.remembers_seconds, now=sink.now)
-
-
-def backoff_seconds(failures: int) -> float:
-    """Full jitter: anything up to a limit that doubles with each failure."""
-    limit = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(failures - 1, 32))
-    return limit * int.from_bytes(os.urandom(4), "big") / 2**32
-
-
-def _asked(after: float | None) -> float:
-    if not isinstance(after, (int, float)) or math.isnan(after):
-        return 0.0
-    return min(max(float(after), 0.0), RETRY_AFTER_SECONDS_MAX)
