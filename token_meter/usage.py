@@ -6,7 +6,7 @@ invoice shows them under, and in what unit they count. Extend it by adding a row
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Final, NamedTuple
 
 
@@ -56,13 +56,12 @@ class Usage(Mapping[str, int]):
 
     def __init__(self, quantities: Mapping[str, int] | None = None, /, **more: int) -> None:
         given = {**(quantities or {}), **more}
-        kept = {}
         for name, quantity in given.items():
             if type(quantity) is not int or not 0 <= quantity <= QUANTITY_MAX or name not in TOKEN_TYPES:
                 _check(name, quantity)
-            if quantity:
-                kept[name] = quantity
-        self._quantities = kept
+        if 0 in given.values():
+            given = {name: quantity for name, quantity in given.items() if quantity}
+        self._quantities = given
 
     @classmethod
     def of(cls, quantities: dict[str, int]) -> Usage:
@@ -87,6 +86,12 @@ class Usage(Mapping[str, int]):
 
     def items(self) -> ItemsView[str, int]:
         return self._quantities.items()
+
+    def keys(self) -> KeysView[str]:
+        return self._quantities.keys()
+
+    def values(self) -> ValuesView[int]:
+        return self._quantities.values()
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Usage):

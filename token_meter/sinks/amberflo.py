@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from gzip import compress, decompress
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 from token_meter.errors import Retry, SinkError
 from token_meter.event import MeterEvent
 from token_meter.sinks.backend import BackendSink
 from token_meter.sinks.http import Http, KeyRefused, Secret, secret_of, whole_number
+from token_meter.sinks.json_text import members, quote, quoted
 from token_meter.sinks.mapping import ANY_METER, MODEL, Mapped, Properties, Rule, measured, own_dimensions
 from token_meter.sinks.recording import Customers, Mode
 from token_meter.sinks.records import Call, Record, milliseconds
@@ -90,7 +91,7 @@ class AmberfloSink(BackendSink):
 
     def call(self, records: Sequence[Record]) -> Call:
         """One request to the ingest endpoint."""
-        body = json.dumps([_event(record) for record in records], separators=(",", ":")).encode()
+        body = f"[{','.join([_event(record) for record in records])}]".encode()
         headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
         return Call(INGEST_PATH, compress(body, COMPRESSION), headers, records)
 
@@ -182,12 +183,10 @@ def _meter(headline: str, template: Template) -> str:
     return "output_tokens" if "output" in headline else "input_tokens"
 
 
-def _event(record: Record) -> dict[str, Any]:
-    return {
-        "uniqueId": record.identifier,
-        "meterApiName": record.measure.meter,
-        "meterValue": record.value,
-        "customerId": record.customer,
-        "meterTimeInMillis": milliseconds(record.time),
-        "dimensions": dict(record.measure.properties),
-    }
+def _event(record: Record) -> str:
+    measure = record.measure
+    return (
+        f'{{"uniqueId":{quote(record.identifier)},"meterApiName":{quoted(measure.meter)},"meterValue":{record.value},'
+        f'"customerId":{quoted(record.customer)},"meterTimeInMillis":{milliseconds(record.time)},'
+        f'"dimensions":{{{members(measure.properties)}}}}}'
+    )

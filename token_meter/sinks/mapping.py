@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Final
+from json import dumps
+from typing import Final, NamedTuple, Never
 
 from token_meter.event import MeterEvent
-from token_meter.usage import TOKEN_TYPES, Usage
+from token_meter.usage import TOKEN_TYPES
 
 LLM_TOKENS: Final = "llm_tokens"
 """The meter of events that were metered from model calls."""
 
 KEY_CHARACTERS_MAX: Final = 50
 """Keys are part of identifiers, which destinations bound."""
+
+KINDS_MAX: Final = 1_024
+"""For so many kinds of events it is remembered what their measures have in common."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,93 +84,142 @@ Properties = Mapping[str, Callable[[MeterEvent], str | None]]
 """What measures carry besides their value: by name, how it is read off an event. None: left out."""
 
 
+class Texts(dict[str, str]):
+    """Properties that many measures share: nobody can change them. `json`: the same as JSON, without the braces."""
+
+    __slots__ = ("json",)
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        super().__init__(texts)
+        self.json = dumps(self, separators=(",", ":"))[1:-1]
+
+    def _fixed(self, *_: object, **__: object) -> Never:
+        raise TypeError("these properties are shared by many measures: make a mapping of your own")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _fixed
+
+    def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
+        """A copy is a dictionary like any other."""
+        return (dict, (dict(self),))
+
+
 def measured(rules: Sequence[Rule], properties: Properties) -> Mapped:
-    """The function that a table describes."""
-    keys = [rule.key for rule in rules]
-    double = next((key for key in keys if keys.count(key) > 1), None)
-    if double is not None:
-        raise ValueError(f"two rules have the key {double!r}: each needs its own")
+    """The function that a table describes. Raises ValueError for two rules of one key."""
+    return Table(rules, properties)
 
-    tables = {source: _Table(rules, source) for source in (LLM_TOKENS, *(rule.source for rule in rules))}
-    others = _Table(rules, ANY_METER)
-    reads = tuple(properties.items())
 
-    def measures(event: MeterEvent) -> list[Measure]:
-        table = tables.get(event.meter, others)
-        sums = table.sums(event.usage)
-        if not sums:
+class Table:
+    """A mapping that is a table of rules: it makes well-formed measures, each with another key.
+
+    Few kinds of events come again and again: of one meter, with the same token types, of the same model. What their
+    measures have in common is worked out once.
+    """
+
+    def __init__(self, rules: Sequence[Rule], properties: Properties) -> None:
+        keys = [rule.key for rule in rules]
+        double = next((key for key in keys if keys.count(key) > 1), None)
+        if double is not None:
+            raise ValueError(f"two rules have the key {double!r}: each needs its own")
+        self._rules = tuple(rules)
+        self._properties = dict(properties)
+        self._reads = tuple(self._properties.values())
+        self._kinds: dict[tuple[str, tuple[str, ...]], _Kind] = {}
+        self._remembered = 0
+
+    def __call__(self, event: MeterEvent) -> list[Measure]:
+        """One measure for each rule that finds something in an event."""
+        kind = self._kind_of(event)
+        if not kind.found:
             return []
-        own: dict[str, str] = {}
-        # The table was checked when it was made; what is wrong with an event's own texts the class itself tells.
-        fit = bool(event.meter)
-        for name, read in reads:
-            text = read(event)
-            if text is not None:
-                own[name] = text
-                fit = fit and isinstance(text, str)
-        make = _ready_made if fit else _checked
+        values = tuple(event.usage.values())
+        texts = tuple([read(event) for read in self._reads])
+        try:
+            rows = kind.rows.get(texts)
+        except TypeError:
+            rows = None  # these are no texts
+        if rows is None:
+            rows = self._rows_of(kind, texts)
+            if not kind.meter or not all(text is None or isinstance(text, str) for text in texts):
+                # The rules were checked when they were made; what is wrong with an event's own texts the class tells.
+                return [_checked(row, _sum(row, values)) for row in rows]
+            self._make_room()
+            rows = kind.rows[texts] = [row._replace(properties=Texts(row.properties)) for row in rows]
+        return [_ready_made(row, values[row.places[0]] if len(row.places) == 1 else _sum(row, values)) for row in rows]
+
+    def _kind_of(self, event: MeterEvent) -> _Kind:
+        meter, names = event.meter, tuple(event.usage.keys())
+        kind = self._kinds.get((meter, names))
+        if kind is None:
+            self._make_room()
+            kind = self._kinds[(meter, names)] = _Kind(meter, names, _found(self._rules, meter, names), {})
+        return kind
+
+    def _rows_of(self, kind: _Kind, texts: tuple[str | None, ...]) -> list[_Row]:
+        own = {name: text for name, text in zip(self._properties, texts, strict=True) if text is not None}
         return [
-            make(
-                rule.key,
-                rule.meter or event.meter,
-                sums[place],
-                {**own, **rule.properties},
-                rule.types or tuple(event.usage),
-            )
-            for place in sorted(sums)
-            for rule in (rules[place],)
+            _Row(rule.key, rule.meter or kind.meter, places, {**own, **rule.properties}, rule.types or kind.names)
+            for rule, places in kind.found
         ]
 
-    return measures
+    def _make_room(self) -> None:
+        """Remember one thing more: whoever invents meters and models must not fill our memory."""
+        self._remembered += 1
+        if self._remembered > KINDS_MAX:
+            self._kinds, self._remembered = {}, 1
 
 
-def _checked(key: str, meter: str, value: int, properties: Mapping[str, str], types: tuple[str, ...]) -> Measure:
-    return Measure(key=key, meter=meter, value=value, properties=properties, types=types)
+class _Kind(NamedTuple):
+    """Events of one meter with the same token types; of each rule that finds something, the places of what it sums."""
+
+    meter: str
+    names: tuple[str, ...]
+    found: Sequence[tuple[Rule, tuple[int, ...]]]
+    rows: dict[tuple[str | None, ...], list[_Row]]
 
 
-def _ready_made(key: str, meter: str, value: int, properties: Mapping[str, str], types: tuple[str, ...]) -> Measure:
+class _Row(NamedTuple):
+    """A measure but for its value, and the places of the quantities that make it up (none: calls are counted)."""
+
+    key: str
+    meter: str
+    places: tuple[int, ...]
+    properties: Mapping[str, str]
+    types: tuple[str, ...]
+
+
+def _found(rules: Sequence[Rule], meter: str, names: tuple[str, ...]) -> list[tuple[Rule, tuple[int, ...]]]:
+    own = meter != LLM_TOKENS
+    mine = [rule for rule in rules if rule.source == meter or (own and rule.source == ANY_METER)]
+    # Usage of one's own is any of the types; of a model call, calls are what is counted.
+    whole = tuple(range(len(names))) if own else ()
+    found = [
+        (rule, tuple(names.index(name) for name in rule.types if name in names) if rule.types else whole)
+        for rule in mine
+    ]
+    return [(rule, places) for rule, places in found if places or (names and not rule.types)]
+
+
+def _sum(row: _Row, values: tuple[int, ...]) -> int:
+    return sum([values[place] for place in row.places]) if row.places else 1
+
+
+def _checked(row: _Row, value: int) -> Measure:
+    return Measure(key=row.key, meter=row.meter, value=value, properties=row.properties, types=row.types)
+
+
+def _ready_made(row: _Row, value: int) -> Measure:
     """A measure that needs no check: there are several for each event that is delivered."""
-    measure = object.__new__(Measure)
-    _KEY(measure, key)
-    _METER(measure, meter)
+    measure = _new(Measure)
+    _KEY(measure, row.key)
+    _METER(measure, row.meter)
     _VALUE(measure, value)
-    _PROPERTIES(measure, properties)
-    _TYPES(measure, types)
+    _PROPERTIES(measure, row.properties)
+    _TYPES(measure, row.types)
     return measure
 
 
+_new: Final = object.__new__
 _KEY, _METER, _VALUE, _PROPERTIES, _TYPES = (getattr(Measure, each.name).__set__ for each in fields(Measure))
-
-
-class _Table:
-    """The rules that apply to the events of one meter, looked up by token type: events have few, tables have many."""
-
-    def __init__(self, rules: Sequence[Rule], meter: str) -> None:
-        own = meter != LLM_TOKENS
-        mine = [
-            (place, rule)
-            for place, rule in enumerate(rules)
-            if rule.source == meter or (own and rule.source == ANY_METER)
-        ]
-        self._own = own
-        self._whole = [place for place, rule in mine if not rule.types]
-        self._places: dict[str, list[int]] = {}
-        for place, rule in mine:
-            for name in rule.types:
-                self._places.setdefault(name, []).append(place)
-
-    def sums(self, usage: Usage) -> dict[int, int]:
-        """What the rules find, by their places; those that find nothing are left out."""
-        found: dict[int, int] = {}
-        total = 0
-        for name, quantity in usage.items():
-            total += quantity
-            for place in self._places.get(name, ()):
-                found[place] = found.get(place, 0) + quantity
-        if total:
-            # Usage of one's own is any of the types; of a model call, calls are what is counted.
-            found.update(dict.fromkeys(self._whole, total if self._own else 1))
-        return found
 
 
 def _check_key(key: str) -> None:

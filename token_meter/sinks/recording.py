@@ -14,8 +14,8 @@ from typing import ClassVar, Final, Literal, TypeVar
 from token_meter.errors import Refusal, Retry
 from token_meter.event import MeterEvent
 from token_meter.sinks.base import Accounts
-from token_meter.sinks.mapping import Mapped, Measure
-from token_meter.sinks.records import BACK, Record, identifier_of, whole_of
+from token_meter.sinks.mapping import Mapped, Measure, Table
+from token_meter.sinks.records import BACK, Record, identifier_of, records_of, whole_of
 from token_meter.steps import Steps, worked_off
 
 Mode = Literal["live", "test"]
@@ -64,7 +64,7 @@ class Recording:
             raise ValueError(f"customers must be 'registered', 'same', a mapping or a function, not {customers!r}")
         self.name = name
         self.mode: Mode = mode
-        self._mapping = mapping
+        self._map = mapping if isinstance(mapping, Table) else lambda event: checked(mapping(event))
         self._customers = customers
         self._unattributed = unattributed
         self._where = where
@@ -148,16 +148,13 @@ class Recording:
         customer = self._customer_of(whole, ids)
         if isinstance(customer, Refusal):
             return replace_event(customer, event)
-        return [
-            Record(event, measure, customer, identifier_of(event.id, measure.key), event.time, measure.value)
-            for measure in self._measures(whole)
-        ]
+        return records_of(event, self._measures(whole), customer)
 
     # ---- the user's functions ----
 
     def _measures(self, event: MeterEvent) -> list[Measure]:
         """What the mapping makes of an event. Raises _Failed."""
-        return self._asked("mapping", lambda: checked(self._mapping(event)))
+        return self._asked("mapping", lambda: self._map(event))
 
     def _asked(self, what: str, function: Callable[[], Found]) -> Found:
         """The result of a function of the user's. What it raises is about this event, unless that is a Retry."""

@@ -89,6 +89,18 @@ def identifier_of(event: str, key: str) -> str:
     return sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def records_of(event: MeterEvent, measures: Sequence[Measure], customer: str) -> list[Record]:
+    """The records of an event for these measures of it: there are several for each event that is delivered."""
+    id, time = event.id, event.time
+    return [
+        _new(Record, (event, measure, customer, identifier_of(id, measure.key), time, measure.value, None))
+        for measure in measures
+    ]
+
+
+_new: Final = tuple.__new__
+
+
 def parts_refused(records: Sequence[Record], refused: Sequence[Refused]) -> list[Refusal]:
     """Refused records as refusals of their events: of the part that was refused, where the rest was taken.
 

@@ -24,6 +24,7 @@ from token_meter.sinks import stripe_wire as wire
 from token_meter.sinks.backend import BackendSink
 from token_meter.sinks.base import Report, Unsent
 from token_meter.sinks.http import Answer, Http, KeyRefused, Secret, Unavailable, secret_of
+from token_meter.sinks.json_text import members, quote, quoted
 from token_meter.sinks.mapping import Mapped, Properties, Rule, measured
 from token_meter.sinks.recording import Customers, Mode
 from token_meter.sinks.records import TAKEN, Call, Record, Refused, Verdict, chunks, refused_or_halved
@@ -134,6 +135,7 @@ class StripeSink(BackendSink):
         self._in_flight = in_flight
         self._customer_key = customer_key
         self._value_key = value_key
+        self._customer_member, self._value_member = f",{quote(customer_key)}:", f",{quote(value_key)}:"
         self._now = now
         self._lately: dict[str, float] = {}
         self._stream = StreamSession(http, stream_url or (STREAM_URL if base_url == API_URL else base_url), now=now)
@@ -161,13 +163,17 @@ class StripeSink(BackendSink):
 
     def calls(self, records: Sequence[Record]) -> Iterator[Call]:
         """Single events and cancellations one by one; streamed events by the hundred. What takes back comes last."""
-        for some in ([each for each in records if each.reverses is None], [each for each in records if each.reverses]):
-            streamed = [each for each in some if self.api == "stream" and not cancels(each)]
+        own = [each for each in records if each.reverses is None]
+        back = [each for each in records if each.reverses is not None] if len(own) < len(records) else []
+        for some in (own, back):
+            if self.api != "stream":
+                yield from (self.call((record,)) for record in some)
+                continue
+            cancelling = [each for each in some if cancels(each)]
+            streamed = [each for each in some if not cancels(each)] if cancelling else some
             for piece in chunks(streamed, STREAM_EVENTS_MAX):
                 yield self._streamed(piece)
-            for record in some:
-                if self.api != "stream" or cancels(record):
-                    yield self.call((record,))
+            yield from (self.call((record,)) for record in cancelling)
 
     def call(self, records: Sequence[Record]) -> Call:
         """One request: of one record on the single endpoints, of many on the stream."""
@@ -294,12 +300,18 @@ class StripeSink(BackendSink):
     # ---- what goes out ----
 
     def _single(self, record: Record, moment: datetime) -> Call:
-        return wire.single(record, self.api, payload=self._payload(record), moment=moment)
+        if self.api == "v1":
+            return wire.form(record, self._payload(record), moment)
+        return wire.single(record, self._payload_json(record), moment)
 
     def _streamed(self, records: Sequence[Record]) -> Call:
         latest = self._there(FUTURE_SECONDS_MAX)
-        documents = [wire.document(each, self._payload(each), self._moment(each, latest)) for each in records]
-        return Call(wire.STREAM_PATH, wire.as_json({"events": documents}), wire.JSON, records)
+        late = max(each.time for each in records) > latest
+        texts = [
+            wire.as_json(each, self._payload_json(each), self._moment(each, latest) if late else each.time)
+            for each in records
+        ]
+        return Call(wire.STREAM_PATH, f'{{"events":[{",".join(texts)}]}}'.encode(), wire.JSON, records)
 
     def _payload(self, record: Record) -> dict[str, str]:
         return {
@@ -307,6 +319,15 @@ class StripeSink(BackendSink):
             self._customer_key: record.customer,
             self._value_key: str(record.value),
         }
+
+    def _payload_json(self, record: Record) -> str:
+        """The members of the payload as JSON."""
+        properties = record.measure.properties
+        if not properties or self._customer_key in properties or self._value_key in properties:
+            return members(self._payload(record))
+        return (
+            f'{members(properties)}{self._customer_member}{quoted(record.customer)}{self._value_member}"{record.value}"'
+        )
 
     def _there(self, seconds: float = 0.0) -> datetime:
         """The time at Stripe, or so many seconds later."""

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
 from token_meter.sinks.http import Answer
+from token_meter.sinks.json_text import quote, quoted
 from token_meter.sinks.records import Call, Record
 
 Api = Literal["v1", "v2", "stream"]
@@ -37,17 +38,28 @@ _REFUSING: Final = frozenset({400, 404, 409, 413, 422})
 _NOT_ABOUT_IT: Final = re.compile(r"api_error|idempotency_error|rate_limit|Unrecognized request URL|API version")
 
 
-def single(record: Record, api: Api, *, payload: Mapping[str, str], moment: datetime) -> Call:
-    """One meter event. v1 takes forms and whole seconds, v2 JSON and RFC 3339."""
-    if api == "v1":
-        fields = {
-            "event_name": record.measure.meter,
-            "identifier": record.identifier,
-            "timestamp": str(int(moment.timestamp())),
-            **{f"payload[{name}]": text for name, text in payload.items()},
-        }
-        return Call("/v1/billing/meter_events", urlencode(fields).encode(), FORM, (record,))
-    return Call("/v2/billing/meter_events", as_json(document(record, payload, moment)), JSON, (record,))
+def form(record: Record, payload: Mapping[str, str], moment: datetime) -> Call:
+    """One meter event for v1, which takes forms and whole seconds."""
+    fields = {
+        "event_name": record.measure.meter,
+        "identifier": record.identifier,
+        "timestamp": str(int(moment.timestamp())),
+        **{f"payload[{name}]": text for name, text in payload.items()},
+    }
+    return Call("/v1/billing/meter_events", urlencode(fields).encode(), FORM, (record,))
+
+
+def single(record: Record, payload: str, moment: datetime) -> Call:
+    """One meter event for v2, which takes JSON."""
+    return Call("/v2/billing/meter_events", as_json(record, payload, moment).encode(), JSON, (record,))
+
+
+def as_json(record: Record, payload: str, moment: datetime) -> str:
+    """A meter event as v2 wants it, with the members of its payload as JSON."""
+    return (
+        f'{{"event_name":{quoted(record.measure.meter)},"identifier":{quote(record.identifier)},'
+        f'"timestamp":"{_rfc3339(moment)}","payload":{{{payload}}}}}'
+    )
 
 
 def cancellation(record: Record, api: Api) -> Call:
@@ -57,7 +69,7 @@ def cancellation(record: Record, api: Api) -> Call:
         flat = {"event_name": name, "type": "cancel", "cancel[identifier]": record.reverses}
         return Call(CANCEL_PATHS[api], urlencode(flat).encode(), FORM, (record,))
     fields = {"event_name": name, "type": "cancel", "cancel": {"identifier": record.reverses}}
-    return Call(CANCEL_PATHS[api], as_json(fields), JSON, (record,))
+    return Call(CANCEL_PATHS[api], json.dumps(fields, separators=(",", ":")).encode(), JSON, (record,))
 
 
 def is_cancellation(call: Call) -> bool:
@@ -65,21 +77,11 @@ def is_cancellation(call: Call) -> bool:
     return call.path in CANCEL_PATHS.values()
 
 
-def document(record: Record, payload: Mapping[str, str], moment: datetime) -> dict[str, Any]:
-    """A meter event as v2 wants it."""
-    return {
-        "event_name": record.measure.meter,
-        "identifier": record.identifier,
-        "timestamp": _rfc3339(moment),
-        "payload": payload,
-    }
-
-
 @lru_cache(maxsize=1024)
 def _rfc3339(moment: datetime) -> str:
     """Remembered because the records of one event have one time."""
     aware = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
-    return f"{aware.isoformat(timespec='milliseconds')[:-6]}Z"
+    return f"{aware.isoformat('T', 'milliseconds')[:-6]}Z"
 
 
 def error(answer: Answer) -> tuple[str, str]:
@@ -99,11 +101,6 @@ def refuses(answer: Answer) -> bool:
     if found is None or answer.status not in _REFUSING:
         return False
     return not _NOT_ABOUT_IT.search(f"{found.get('type')} {found.get('message')}")
-
-
-def as_json(body: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(body, separators=(",", ":")).encode()
 
 
 def _error(answer: Answer) -> Mapping[str, Any] | None:
