@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
                   "patching prompt publishers settle sse stainless stream tokeniser"),
     ("", "answers aside attempts awaiting backlog backoff batch cursors decisions deliver delivery estimates folder journal keeper locks problems quarantine recovery "
          "registry released reporter retention segment_file segments standing writer"),
-    ("sinks", ". amberflo backend base callback connections file_formats file_index files http jsonl lago ledger lock mapping "
+    ("sinks", ". amberflo backend base callback connections file_formats file_index files http json_text jsonl lago ledger lock mapping "
               "memory named native openmeter opentelemetry recording records repeats stripe stripe_corrections stripe_counted stripe_keys "
               "stripe_lanes stripe_models stripe_refusals stripe_reports stripe_session stripe_summaries stripe_tokens "
               "stripe_wire webhook"),

@@ -219,6 +219,8 @@ def test_usage() -> None:
             "__init__": ["self", "quantities: Mapping[str, int] | None = None", "**more: int", "-> None"],
             "of": ["cls", "quantities: dict[str, int]", "-> Usage"],
             "items": ["self", "-> ItemsView[str, int]"],
+            "keys": ["self", "-> KeysView[str]"],
+            "values": ["self", "-> ValuesView[int]"],
             "tokens": ["property"],
             "by_headline": ["self", "-> dict[str, int]"],
         }
