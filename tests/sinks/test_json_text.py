@@ -100,6 +100,26 @@ def test_what_amberflo_gets_is_what_the_json_module_writes(events: list[Any]) ->
     assert decompress(sink.call(records).body) == dumped(documents)
 
 
+class Odd(int):
+    """A whole number that shows itself in another way."""
+
+    __str__ = __repr__ = lambda self: '1,"forged":2'  # type: ignore[assignment]
+
+
+def test_a_whole_number_is_written_as_one_however_it_shows_itself() -> None:
+    def mapping(event: Any) -> list[Measure]:
+        return [Measure(key="k", meter="m", value=Odd(7), properties={"a": "b"})]
+
+    (record,), _ = AmberfloSink("key-" + "x" * 20, mapping=mapping).records([make_event(customer="acme")])
+    (other,), _ = (stripe := StripeSink("sk_live_" + "x" * 20, mapping=mapping, customers="same")).records(
+        [make_event(customer="acme")]
+    )
+
+    (sent,) = json.loads(decompress(AmberfloSink("key-" + "x" * 20).call([record]).body))
+    assert sent["meterValue"] == 7
+    assert json.loads(stripe.call((other,)).body)["payload"]["value"] == "7"
+
+
 # ---- properties that measures share ----
 
 

@@ -74,6 +74,8 @@ class Measure:
             raise ValueError(f"measure {self.key!r}: meter is the name of a meter, not {self.meter!r}")
         if isinstance(self.value, bool) or not isinstance(self.value, int):
             raise TypeError(f"measure {self.key!r}: value must be an int, not {type(self.value).__name__}")
+        if type(self.value) is not int:
+            object.__setattr__(self, "value", int(self.value))  # a kind of int may show itself in another way
         _check_texts(f"measure {self.key!r}", self.properties)
 
 

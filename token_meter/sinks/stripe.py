@@ -325,9 +325,8 @@ class StripeSink(BackendSink):
         properties = record.measure.properties
         if not properties or self._customer_key in properties or self._value_key in properties:
             return members(self._payload(record))
-        return (
-            f'{members(properties)}{self._customer_member}{quoted(record.customer)}{self._value_member}"{record.value}"'
-        )
+        customer, value = quoted(record.customer), str(record.value)
+        return f'{members(properties)}{self._customer_member}{customer}{self._value_member}"{value}"'
 
     def _there(self, seconds: float = 0.0) -> datetime:
         """The time at Stripe, or so many seconds later."""
