@@ -10,10 +10,12 @@ import pytest
 from token_meter.steps import Ahead, Steps, meanwhile, step_meanwhile, worked_off
 
 
-def counting(seen: list[int], upto: int = 3, *, fails_at: int | None = None) -> Steps[str]:
+def counting(
+    seen: list[int], upto: int = 3, *, fails_at: int | None = None, error: BaseException | None = None
+) -> Steps[str]:
     for number in range(upto):
         if number == fails_at:
-            raise ValueError("no")
+            raise error or ValueError("no")
         seen.append(number)
         yield
     return "done"
@@ -45,6 +47,22 @@ def test_what_goes_wrong_ahead_is_raised_when_the_result_is_wanted() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
             ahead.finish()
+
+
+def test_code_that_wants_to_end_the_program_does_not_end_what_is_under_way() -> None:
+    ahead = Ahead(counting([], fails_at=1, error=SystemExit(1)))
+
+    assert [ahead.step() for _ in range(3)] == [True, False, False]
+    with pytest.raises(SystemExit):
+        ahead.finish()
+
+
+def test_whoever_interrupts_the_program_is_heard_at_once() -> None:
+    ahead = Ahead(counting([], fails_at=1, error=KeyboardInterrupt()))
+    ahead.step()
+
+    with pytest.raises(KeyboardInterrupt):
+        ahead.step()
 
 
 def test_work_that_nobody_wants_is_left_behind_tidily() -> None:

@@ -32,7 +32,7 @@ class Ahead(Generic[Result]):
     def __init__(self, steps: Steps[Result]) -> None:
         self._steps = steps
         self._done: StopIteration | None = None
-        self._failure: Exception | None = None
+        self._failure: Exception | SystemExit | None = None
 
     def step(self) -> bool:
         """Do a little of it; False when there is no more to do."""
@@ -42,7 +42,7 @@ class Ahead(Generic[Result]):
             next(self._steps)
         except StopIteration as done:
             self._done = done
-        except Exception as failure:  # noqa: BLE001 - raised by `finish`, in its own place
+        except (Exception, SystemExit) as failure:  # noqa: BLE001 - raised by `finish`, in its own place
             self._failure = failure
         else:
             return True

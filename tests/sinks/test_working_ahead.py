@@ -130,6 +130,23 @@ def test_an_event_whose_mapping_fails_is_refused_once_and_at_its_turn(plain: Pla
     assert sorted(event_ids(plain.counted)) == [id for id in ids if id != "e003"]
 
 
+def test_what_is_missing_ahead_and_there_at_its_turn_is_not_refused(plain: Plain, folder: Path) -> None:
+    ids = write(folder, 4)
+    asked: list[str] = []
+
+    def theirs(event: MeterEvent) -> str | None:
+        asked.append(event.id)
+        return None if asked.count(event.id) == 1 and event.id == "e002" else "c"
+
+    in_time = waiting_for(plain, lambda: len(asked) == 4)
+
+    done = deliver_once(folder, PlainSink(plain.url, customers=theirs), replay=True, batch_events=2)
+
+    assert in_time == [True]
+    assert (done.complete, done.quarantined) == (True, 0)
+    assert sorted(event_ids(plain.counted)) == ids
+
+
 def test_what_cannot_be_prepared_now_is_a_retry_at_its_turn_and_not_before(plain: Plain, folder: Path) -> None:
     ids = write(folder, 6)
     away = [True]

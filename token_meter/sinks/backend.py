@@ -112,7 +112,10 @@ class BackendSink(Recording):
         """Report a batch. Retry while the backend cannot take it, Rejected for what it refused of it."""
         if not events:
             return
-        ready = events if isinstance(events, Prepared) and events.sink is self else worked_off(self.prepare(events))
+        ready = events if isinstance(events, Prepared) and events.sink is self else None
+        if ready is None or ready.refusals:
+            # Ahead of its turn something was missing that may be there by now.
+            ready = worked_off(self.prepare(events))
         refused = list(ready.refused)
         if ready.fit:
             with self._lock:
