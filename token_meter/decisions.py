@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from token_meter.errors import JournalError, Refusal
+from token_meter.errors import InvalidEvent, JournalError, NewerSchema, Refusal
+from token_meter.event import MeterEvent
 from token_meter.folder import JournalFolder, checked_sink_name
 from token_meter.locks import FileLock
 from token_meter.quarantine import (
@@ -75,6 +76,27 @@ def quarantined(folder: str | os.PathLike[str], sink: str) -> Iterator[Quarantin
         history.read_on(descriptor)
         for mark in history.places:
             yield _described(sink, mark, history, _entry(descriptor, history, mark))
+    finally:
+        os.close(descriptor)
+
+
+def returning(
+    folder: str | os.PathLike[str], sink: str, *, ready: Callable[[str], bool] | None = None
+) -> Iterator[MeterEvent]:
+    """What a sink refused and is to get once more: what was released, and what waits for what is `ready` by now."""
+    path = JournalFolder(folder).refusals(sink)
+    descriptor = open_to_read(path)
+    if descriptor is None:
+        return
+    try:
+        history = History(path)
+        history.read_on(descriptor)
+        is_there = {awaits: ready is not None and ready(awaits) for awaits in set(history.awaiting_for.values())}
+        for mark, (_, is_event) in history.places.items():
+            state, awaits = history.state(mark), history.awaiting_for.get(mark, "")
+            if is_event and (state == "released" or (state == "waiting" and is_there.get(awaits))):
+                with suppress(InvalidEvent, NewerSchema):  # whoever delivers tells of it
+                    yield to_event(_entry(descriptor, history, mark)["event"])
     finally:
         os.close(descriptor)
 

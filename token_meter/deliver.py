@@ -20,6 +20,7 @@ from token_meter.decisions import discard as discard
 from token_meter.decisions import quarantine as quarantine
 from token_meter.decisions import quarantined as quarantined
 from token_meter.decisions import release as release
+from token_meter.decisions import returning as returning
 from token_meter.delivery import Delivery
 from token_meter.event import MeterEvent
 from token_meter.folder import JournalFolder

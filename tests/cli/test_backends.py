@@ -14,9 +14,11 @@ from tests.cli.conftest import Cli, recent, store
 from tests.cli.journals import delivering, write_journal
 from token_meter.accounts import CustomerBook
 from token_meter.deliver import quarantined
+from token_meter.errors import Retry
 from token_meter.event import MeterEvent
 from token_meter.folder import JournalFolder
 from token_meter.ledger import Ledger
+from token_meter.sinks import LagoSink
 from token_meter.testing.backends import FakeLago, FakeOpenMeter, WebhookReceiver
 from token_meter.testing.backends.webhook import SECRET
 from token_meter.usage import Usage
@@ -206,6 +208,41 @@ def test_a_dry_run_of_the_last_events_of_the_ledger(cli: Cli, waiting: list[Mete
     )
     assert (last.out, last.err.splitlines()[-1]) == ("", "lago: 2 events, 0 requests, 2 refused. Nothing was sent")
     assert more.err.splitlines()[-1] == "lago: 3 events, 1 request, 2 refused. Nothing was sent"
+
+
+def test_a_dry_run_shows_what_was_refused_and_would_go_out_again(
+    cli: Cli, lago: FakeLago, waiting: list[MeterEvent]
+) -> None:
+    cli("deliver", "run", "--sink", "lago")
+    customer("globex", lago="sub_2")
+    id_is_there = cli("deliver", "run", "--sink", "lago", "--dry-run")
+    cli("deliver", "quarantine", "release", "lago", "--all")
+    released = cli("deliver", "run", "--sink", "lago", "--dry-run")
+
+    _, body = id_is_there.lines
+    assert {each["transaction_id"].split(":")[0] for each in json.loads(body)["events"]} == {"evt_2"}
+    assert id_is_there.err.splitlines() == [
+        "lago: 1 event that it refused before goes out again:",
+        "lago: 1 event, 1 request, 0 refused. Nothing was sent",
+    ]
+    assert "lago: 2 events that it refused before go out again:" in released.err
+    assert released.err.endswith("lago: 2 events, 1 request, 1 refused. Nothing was sent\n")
+
+
+def test_a_dry_run_says_when_it_cannot_tell_what_goes_out_again(
+    cli: Cli, lago: FakeLago, waiting: list[MeterEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("deliver", "run", "--sink", "lago")
+
+    def away(sink: LagoSink, awaits: str) -> bool:
+        raise Retry("the directory is away")
+
+    monkeypatch.setattr(LagoSink, "ready", away)
+    result = cli("deliver", "run", "--sink", "lago", "--dry-run")
+
+    assert result.code == 0
+    assert "lago: cannot tell whether what refused events wait for is there: the directory is away\n" in result.err
+    assert "lago: nothing waits" in result.err
 
 
 def test_a_dry_run_of_an_empty_ledger(cli: Cli, lago: FakeLago) -> None:

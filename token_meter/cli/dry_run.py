@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,13 +14,14 @@ from token_meter.cli.place import Place, reading
 from token_meter.cli.sink_names import Destination
 from token_meter.cli.text import counted, printable
 from token_meter.folder import JournalFolder
-from token_meter.sinks.base import Sketch, Sketching
+from token_meter.sinks.base import Sketch, Sketching, Waiting
 
 if TYPE_CHECKING:
     from token_meter.errors import Refusal
     from token_meter.event import MeterEvent
 
 REFUSALS_SHOWN: Final = 20
+BATCH_EVENTS: Final = 500
 NOTHING_WAITS: Final = "nothing waits (--last N shows what the ledger's last N events would make)"
 
 
@@ -36,11 +37,38 @@ def dry_run(place: Place, folder: Path, destinations: Sequence[Destination], *, 
 
 
 def _waiting(folder: Path, destination: Destination) -> Iterator[list[MeterEvent]]:
-    from token_meter.deliver import waiting_events
+    """What is new to the sink, then what it refused and would be given again."""
+    from token_meter.deliver import returning, waiting_events
 
     if destination.name not in (JournalFolder(folder).registered() or ()):
         note(f"{destination.name} is new to this journal: all that is still in it, as --replay would send it")
-    return waiting_events(folder, destination.name)
+    yield from waiting_events(folder, destination.name)
+    refused = returning(folder, destination.name, ready=_ready(destination))
+    while again := list(islice(refused, BATCH_EVENTS)):
+        note(
+            f"{destination.name}: {counted(len(again), 'event')} that it refused before {_goes(len(again))} out again:"
+        )
+        yield again
+
+
+def _goes(count: int) -> str:
+    return "goes" if count == 1 else "go"
+
+
+def _ready(destination: Destination) -> Callable[[str], bool] | None:
+    """Whether something is there that refused events wait for. A sink that cannot tell now is not believed to."""
+    sink = destination.sink
+    if not isinstance(sink, Waiting):
+        return None
+
+    def ready(awaits: str) -> bool:
+        try:
+            return sink.ready(awaits)
+        except Exception as error:  # noqa: BLE001 - a backend that is away, a user's own sink
+            note(f"{destination.name}: cannot tell whether what refused events wait for is there: {error}")
+            return False
+
+    return ready
 
 
 def _recent(place: Place, count: int) -> Iterator[list[MeterEvent]]:
