@@ -9,6 +9,9 @@ TokenMeterError
   NewerSchema            data written by a newer version: upgrade before reading it
   InvalidEvent           a line or row is not a meter event
   InvalidCustomer        a field of a customer cannot be what it says
+  InvalidDocument        a file of prices, plans or credits is not what it should be; says line and field
+    InvalidPrices        price overrides or a price feed
+    InvalidPlan          rate cards and plans
   InvalidReport          what came to a webhook is no report of the destination's (also a ValueError)
   MissingExtra           an optional package is needed: says which (is also an ImportError)
   SinkError
@@ -59,6 +62,18 @@ class InvalidEvent(TokenMeterError, ValueError):
 
 class InvalidCustomer(TokenMeterError, ValueError):
     """What was given does not describe a customer; the message names the customer and the field."""
+
+
+class InvalidDocument(TokenMeterError, ValueError):
+    """A file (or the same as an object) is not what it should be; the message names file, line and field."""
+
+
+class InvalidPrices(InvalidDocument):
+    """Price overrides or a price feed cannot be used."""
+
+
+class InvalidPlan(InvalidDocument):
+    """A rate card, a plan or a subscription cannot be used."""
 
 
 class InvalidReport(TokenMeterError, ValueError):

@@ -1,0 +1,138 @@
+"""Exact money: decimals without a rounding in sight, and the one place where an amount is rounded.
+
+Quantities are integers up to 2**63, prices have up to a dozen decimals: Python's default of 28 digits would round
+their products in silence. `EXACT` carries so many digits that products and sums of them are exact; what does not end
+(a price per hour, taken per millisecond) is cut at its last digit. Decision D7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import ROUND_DOWN, ROUND_HALF_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, ROUND_UP, Context, Decimal
+from decimal import InvalidOperation as _InvalidOperation
+from typing import Final
+
+DIGITS: Final = 80
+"""So many digits are carried."""
+
+EXACT: Final = Context(prec=DIGITS, rounding=ROUND_HALF_EVEN)
+"""The context of all arithmetic with money: `EXACT.multiply(quantity, rate)`."""
+
+ZERO: Final = Decimal(0)
+ONE: Final = Decimal(1)
+
+EXPONENTS: Final = {
+    **dict.fromkeys(
+        [
+            "BIF",
+            "CLP",
+            "DJF",
+            "GNF",
+            "ISK",
+            "JPY",
+            "KMF",
+            "KRW",
+            "PYG",
+            "RWF",
+            "UGX",
+            "UYI",
+            "VND",
+            "VUV",
+            "XAF",
+            "XOF",
+            "XPF",
+        ],
+        0,
+    ),
+    **dict.fromkeys(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"], 3),
+}
+"""Decimals of the currencies that do not have two (ISO 4217)."""
+
+ROUNDINGS: Final = {
+    "half_even": ROUND_HALF_EVEN,
+    "half_up": ROUND_HALF_UP,
+    "half_down": ROUND_HALF_DOWN,
+    "up": ROUND_UP,
+    "down": ROUND_DOWN,
+}
+"""How an amount may be rounded; "half_even" unless the operator says otherwise."""
+
+AMOUNT_DIGITS_MAX: Final = 40
+"""An amount that somebody types or sends may have so many digits."""
+
+
+def decimal_of(value: object, what: str) -> Decimal:
+    """The exact decimal that was given as text, an integer or a Decimal.
+
+    Raises ValueError for a float (it has been rounded already), for NaN and infinities, and for what is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, Decimal)):
+        kind = "a float, which is rounded already: write it as text" if isinstance(value, float) else "no number"
+        raise ValueError(f"{what} is {kind} ({value!r})")
+    try:
+        number = Decimal(value.strip() if isinstance(value, str) else value)
+    except (_InvalidOperation, ValueError):
+        raise ValueError(f"{what} is no number ({value!r})") from None
+    if not number.is_finite():
+        raise ValueError(f"{what} must be a finite number, not {value!r}")
+    exponent = number.as_tuple().exponent
+    if len(number.as_tuple().digits) > AMOUNT_DIGITS_MAX or abs(int(exponent)) > AMOUNT_DIGITS_MAX:
+        raise ValueError(f"{what} has more than {AMOUNT_DIGITS_MAX} digits")
+    return number
+
+
+def currency_of(value: object, what: str = "currency") -> str:
+    """A currency's three letters, in capitals. Raises ValueError for anything else."""
+    if (
+        not isinstance(value, str)
+        or len(value.strip()) != 3
+        or not value.strip().isascii()
+        or not value.strip().isalpha()
+    ):
+        raise ValueError(f"{what} is no currency: write its three letters, like USD, not {value!r}")
+    return value.strip().upper()
+
+
+def plain(amount: Decimal) -> str:
+    """A decimal as text a person reads and a program takes back: no exponent, no idle zeros (`0.0000025`, `12`)."""
+    if not amount:
+        return "0"
+    text = format(amount, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def total(amounts: Iterable[Decimal]) -> Decimal:
+    """The exact sum."""
+    sum_ = ZERO
+    for amount in amounts:
+        sum_ = EXACT.add(sum_, amount)
+    return sum_
+
+
+def unit_of(currency: str) -> Decimal:
+    """The smallest amount of a currency that can be paid: 0.01 USD, 1 JPY."""
+    return Decimal(1).scaleb(-EXPONENTS.get(currency, 2))
+
+
+def rounded(amount: Decimal, currency: str, rounding: str = "half_even") -> Decimal:
+    """The amount in whole smallest units of the currency. Nothing else in this package rounds money."""
+    return amount.quantize(unit_of(currency), rounding=ROUNDINGS[rounding], context=EXACT)
+
+
+def shares(amounts: Sequence[Decimal], currency: str, rounding: str = "half_even") -> list[Decimal]:
+    """Round each amount so that the rounded ones sum to the rounded total (largest remainder).
+
+    Each is first rounded towards minus infinity; the units that are then missing go to those that lost most, the
+    earlier one first among equals. So no amount is off by a whole unit.
+    """
+    unit = unit_of(currency)
+    goal = rounded(total(amounts), currency, rounding)
+    floors = [EXACT.multiply(EXACT.divide_int(amount, unit), unit) for amount in amounts]
+    floors = [
+        EXACT.subtract(floor, unit) if floor > amount else floor for floor, amount in zip(floors, amounts, strict=True)
+    ]
+    missing = int(EXACT.divide_int(EXACT.subtract(goal, total(floors)), unit))
+    lost = sorted(range(len(amounts)), key=lambda place: (floors[place] - amounts[place], place))
+    for place in lost[: max(0, missing)]:
+        floors[place] = EXACT.add(floors[place], unit)
+    return [floor.quantize(unit, context=EXACT) for floor in floors]

@@ -1,0 +1,442 @@
+"""The price book: what providers charge, for any model, moment and context; and what a usage cost.
+
+Nothing here guesses. A model that is not in the book under its name, an alias or either with a date behind it has no
+price; neither has a service tier, a geography or a token type that no row states. Then the cost is None, with the
+reason, and whoever keeps the events holds them until a price arrives.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from token_meter.money import EXACT, ONE, ZERO
+from token_meter.prices.context import Situation, context_tokens_of, situation_of
+from token_meter.prices.model import Model, span_around
+from token_meter.prices.names import nearest, provider_named, spellings
+from token_meter.prices.price import Applied, Cost, CostLine, Factor, Price, moment_of
+from token_meter.usage import QUANTITY_MAX, TOKEN_TYPES, Usage
+
+if TYPE_CHECKING:
+    from token_meter.prices.overrides import Overrides
+    from token_meter.prices.shipped import ShippedBook
+
+CURRENCY: Final = "USD"
+"""Providers state their prices in it; costs are in it."""
+
+TARIFFS_REMEMBERED_MAX: Final = 10_000
+"""So many combinations of model and context a book remembers; then it starts over."""
+
+
+class Rated(NamedTuple):
+    """One token type's price with its factors: `rate` is what one unit costs, exact."""
+
+    price: Price
+    factors: tuple[Applied, ...]
+    rate: Decimal
+
+
+class Tariff:
+    """What one model costs in one situation, as long as nothing changes: [start, stop)."""
+
+    __slots__ = ("_edges", "_found", "_why", "book", "model", "reason", "situation", "start", "stop")
+
+    def __init__(
+        self,
+        book: PriceBook,
+        model: Model | None,
+        situation: Situation,
+        span: tuple[datetime, datetime],
+        reason: str | None,
+    ) -> None:
+        self.book = book
+        self.model = model
+        self.situation = situation
+        self.start, self.stop = span
+        self.reason = reason
+        self._edges = sorted({_edge(price) for price in model.prices if price.above} if model is not None else ())
+        self._found: list[dict[str, Rated]] = [{} for _ in range(len(self._edges) + 1)]
+        self._why: dict[str, str] = {}
+
+    def found(self, context: Mapping[str, Any] | None, usage: Mapping[str, int]) -> dict[str, Rated]:
+        """The rates found so far for a request as long as this one; `rated` finds those that are not there."""
+        if not self._edges:
+            return self._found[0]
+        return self._found[bisect_right(self._edges, context_tokens_of(context, usage))]
+
+    def rated(self, token_type: str, context: Mapping[str, Any] | None, usage: Mapping[str, int]) -> Rated | None:
+        """The rate of a token type for this request; None if there is none: see `why`."""
+        tokens = context_tokens_of(context, usage)
+        found = self._found[bisect_right(self._edges, tokens)]
+        if token_type not in found:
+            rated = self._resolve(token_type, tokens)
+            if rated is None:
+                return None
+            found[token_type] = rated
+        return found[token_type]
+
+    def why(self, token_type: str) -> str:
+        """Why a token type has no rate here."""
+        return self._why[token_type]
+
+    def _resolve(self, token_type: str, context_tokens: int) -> Rated | None:
+        if self.model is None:
+            self._why[token_type] = self.reason or "unknown model"
+            return None
+        ladder = self.model.ladder(token_type, self.situation.context, self.start)
+        price = ladder.price(context_tokens) if ladder is not None else None
+        if price is None or price.rate is None:
+            self._why[token_type] = self._missing(token_type)
+            return None
+        factors, missing = self.book.factors_of(price, self.situation, self.start)
+        if missing is not None:
+            self._why[token_type] = missing
+            return None
+        rate = price.rate
+        for factor in factors:
+            rate = EXACT.multiply(rate, factor.multiplier)
+        return Rated(price, factors, rate)
+
+    def _missing(self, token_type: str) -> str:
+        assert self.model is not None
+        name, context = f"{self.model.provider}/{self.model.id}", self.situation.context
+        if context and context not in self.model.contexts(self.start):
+            shown = ", ".join(f"{key}={value}" for key, value in context)
+            return f"no price of {name} for {shown} at {self.start:%Y-%m-%d}"
+        return f"no price of {name} for {token_type} at {self.start:%Y-%m-%d}"
+
+
+class PriceBook:
+    """The shipped book, rows that came later, and the operator's overrides, which go before everything.
+
+    `version` names the content: the same version gives the same costs, always. A book does not change; what adds to
+    it returns another one. Any thread may use it.
+    """
+
+    def __init__(
+        self,
+        shipped: ShippedBook,
+        *,
+        rows: Sequence[Price] = (),
+        overrides: Overrides | None = None,
+    ) -> None:
+        self._shipped = shipped
+        self.rows = tuple(rows)
+        self.overrides = overrides
+        self.made = max([shipped.made, *(price.recorded_at for price in rows if price.recorded_at is not None)])
+        self.version = _version(shipped.version, self.rows, overrides)
+        self._names: dict[str, dict[str, str]] = {}
+        self._models: dict[tuple[str, str], Model] = {}
+        self._added: dict[str, dict[str, list[Price]]] = {}
+        for price in self.rows:
+            self._added.setdefault(price.provider, {}).setdefault(price.model, []).append(price)
+        self._tariffs: dict[tuple[Any, ...], Tariff] = {}
+        given = overrides.factors if overrides is not None else ()
+        self._factors: tuple[tuple[Factor, ...], tuple[Factor, ...]] = (tuple(given), shipped.factors)
+
+    @classmethod
+    def load(
+        cls,
+        overrides: str | os.PathLike[str] | Mapping[str, Any] | Overrides | None = None,
+        *,
+        rows: Sequence[Price] = (),
+    ) -> PriceBook:
+        """The shipped book with overrides: a YAML or JSON file, or the same as a mapping.
+
+        Raises InvalidPrices naming the line and the field of what is wrong in them.
+        """
+        from token_meter.prices.shipped import ShippedBook
+
+        return cls(ShippedBook.load(), rows=rows, overrides=None if overrides is None else _read(overrides))
+
+    def with_rows(self, rows: Sequence[Price]) -> PriceBook:
+        """The same book with these later rows instead of those it has."""
+        return PriceBook(self._shipped, rows=rows, overrides=self.overrides)
+
+    def with_overrides(self, overrides: Overrides | None) -> PriceBook:
+        """The same book with these overrides."""
+        return PriceBook(self._shipped, rows=self.rows, overrides=overrides)
+
+    def known_at(self, moment: datetime) -> PriceBook:
+        """The book as it was known then, without what was recorded later."""
+        return self.with_rows(
+            [price for price in self.rows if price.recorded_at is None or price.recorded_at <= moment]
+        )
+
+    # Costs
+
+    def cost(
+        self,
+        *,
+        provider: str | None,
+        model: str | None,
+        usage: Mapping[str, int],
+        at: datetime | str,
+        context: Mapping[str, Any] | None = None,
+        model_requested: str | None = None,
+    ) -> Cost:
+        """What this usage cost at this moment: exact, every line with its quantity, rate, factors and price row.
+
+        `usage` maps token types to quantities, disjoint; `context` is an event's `price_context`. The model that
+        answered is looked up first, then the one requested. `amount` is None where a price is missing.
+        Raises ValueError or TypeError for quantities that are none.
+        """
+        if type(usage) is not Usage:
+            usage = _checked(usage)
+        moment = at if type(at) is datetime and at.tzinfo is not None else _moment(at)
+        tariff = self.tariff(
+            provider=provider, model=model, at=moment, context=context, model_requested=model_requested
+        )
+        sum_: Decimal | None = ZERO
+        lines = []
+        found = tariff.found(context, usage)
+        for token_type, quantity in usage.items():
+            rated = found.get(token_type) or tariff.rated(token_type, context, usage)
+            if rated is None:
+                sum_ = None
+                lines.append(CostLine(token_type, quantity, None, None, None, (), tariff.why(token_type)))
+                continue
+            price, factors, rate = rated
+            amount = _multiply(rate, quantity)
+            if sum_ is not None:
+                sum_ = _add(sum_, amount)
+            # The class itself would be called through a function of Python: half of the time of a cost.
+            lines.append(_tuple(CostLine, (token_type, quantity, rate, amount, price, factors, None)))
+        return Cost(sum_, tuple(lines), CURRENCY, self.version)
+
+    def tariff(
+        self,
+        *,
+        provider: str | None,
+        model: str | None,
+        at: datetime,
+        context: Mapping[str, Any] | None = None,
+        model_requested: str | None = None,
+    ) -> Tariff:
+        """What a model costs in a situation at a moment, and how long that holds."""
+        key = (provider, model, model_requested, _told(context) if context else None)
+        try:
+            tariff = self._tariffs.get(key)
+        except TypeError:  # a context with lists in it
+            return self._new_tariff(provider, model, model_requested, situation_of(context), at)
+        if tariff is None or not tariff.start <= at < tariff.stop:
+            tariff = self._new_tariff(provider, model, model_requested, situation_of(context), at)
+            if len(self._tariffs) >= TARIFFS_REMEMBERED_MAX:
+                self._tariffs.clear()
+            self._tariffs[key] = tariff
+        return tariff
+
+    def _new_tariff(
+        self, provider: str | None, model: str | None, requested: str | None, situation: Situation, at: datetime
+    ) -> Tariff:
+        found = self.find(provider, model) or self.find(provider, requested)
+        changes = [moment for group in self._factors for each in group for moment in _ends(each)]
+        windows: set[int] = set()
+        if found is not None:
+            changes += found.changes()
+            windows = found.windows()
+        span = span_around(at, changes, windows)
+        reason = None if found is not None else self._unknown(provider, model or requested)
+        if found is not None and situation.context and self._is_borrowed(found, provider):
+            reason = f"{found.provider}'s price of {found.id} stands for standard requests to {provider} only"
+            found = None
+        return Tariff(self, found, situation, span, reason)
+
+    def _is_borrowed(self, model: Model, provider: str | None) -> bool:
+        """Whether a provider that states no price of a model bills what its maker bills. For tiers that is not known."""
+        return model.provider in self._shipped.fallbacks.get(provider_named(provider), ())
+
+    def _unknown(self, provider: str | None, model: str | None) -> str:
+        if not model:
+            return "the event names no model"
+        place = provider_named(provider)
+        if not self._known(place):
+            return f"unknown provider {provider!r}" if provider else "the event names no provider"
+        near = self.suggest(provider, model)
+        hint = f" (did you mean {near}? Say so with an alias in your price overrides)" if near else ""
+        return f"unknown model {model!r} of {place}{hint}"
+
+    def factors_of(self, price: Price, situation: Situation, at: datetime) -> tuple[tuple[Applied, ...], str | None]:
+        """The factors on a price, and what is missing (then the price cannot be used)."""
+        applied: list[Applied] = []
+        discount = self._factor("discount", price, at)
+        if discount is not None and discount.multiplier != ONE:
+            applied.append(Applied("discount", discount.multiplier, discount.source))
+        if situation.geo is not None and price.unit == "token":
+            geo = self._factor("geo", price, at, geo=situation.geo)
+            if geo is None:
+                return (), f"no price of {price.provider}/{price.model} for geo={situation.geo}"
+            if geo.multiplier != ONE:
+                applied.append(Applied("geo", geo.multiplier, geo.source))
+        if price.currency != CURRENCY:
+            exchange = self._factor("exchange", price, at, currency=price.currency)
+            if exchange is None:
+                return (), f"no exchange rate from {price.currency} to {CURRENCY} at {at:%Y-%m-%d}"
+            applied.append(Applied("exchange", exchange.multiplier, exchange.source))
+        return tuple(applied), None
+
+    def _factor(
+        self, kind: str, price: Price, at: datetime, *, geo: str | None = None, currency: str | None = None
+    ) -> Factor | None:
+        """The operator's before the shipped ones; the most particular, of those the latest."""
+        for group in self._factors:
+            meeting = [
+                each
+                for each in group
+                if each.kind == kind
+                and each.geo == geo
+                and each.currency == currency
+                and each.meets(price.provider, price.model, at)
+            ]
+            if meeting:
+                return max(meeting, key=_particular)
+        return None
+
+    # Models
+
+    def find(self, provider: str | None, model: str | None) -> Model | None:
+        """The model of this name at this provider, or None: never one that merely looks like it."""
+        if not model:
+            return None
+        place = provider_named(provider)
+        mapped = self.overrides.alias(place, model) if self.overrides is not None else None
+        if mapped is not None:
+            place, model = provider_named(mapped.provider or place), mapped.model
+        for name in (place, *self._shipped.fallbacks.get(place, ())):
+            known = self._known(name)
+            for spelling in spellings(model):
+                if spelling in known:
+                    return self.model(name, known[spelling])
+        return None
+
+    def suggest(self, provider: str | None, model: str) -> str | None:
+        """The known model whose name is nearest, for a human to look at."""
+        return nearest(model, self._known(provider_named(provider)))
+
+    def model(self, provider: str, identity: str) -> Model:
+        """The model with exactly this id. Raises KeyError if there is none."""
+        key = (provider, identity)
+        found = self._models.get(key)
+        if found is None:
+            found = self._models[key] = self._make(provider, identity)
+        return found
+
+    def _make(self, provider: str, identity: str) -> Model:
+        own = self.overrides.prices(provider, identity) if self.overrides is not None else []
+        added = self._added.get(provider, {}).get(identity, [])
+        if identity in self._shipped.models(provider):
+            made = self._shipped.model(provider, identity)
+        elif own or added:
+            first = (own or added)[0]
+            made = Model(provider, identity, first.display_name, first.publisher, (), ())
+        else:
+            raise KeyError(f"{provider}/{identity}")
+        if added:
+            made = made.with_prices(added)
+        return _overridden(made, own) if own else made
+
+    def _known(self, provider: str) -> dict[str, str]:
+        """Every name of a provider's models, in lower case, to the model's id."""
+        names = self._names.get(provider)
+        if names is None:
+            names = {}
+            for identity, stored in self._shipped.models(provider).items():
+                for alias in stored[2]:
+                    names.setdefault(alias, identity)
+            names |= {identity.lower(): identity for identity in self._shipped.models(provider)}
+            names |= {identity.lower(): identity for identity in self._added.get(provider, ())}
+            if self.overrides is not None:
+                names |= {identity.lower(): identity for identity in self.overrides.models(provider)}
+            self._names[provider] = names
+        return names
+
+    def providers(self) -> list[str]:
+        """Every provider with prices, sorted."""
+        own = self.overrides.providers() if self.overrides is not None else ()
+        return sorted({*self._shipped.providers(), *self._added, *own})
+
+    def models(self, provider: str | None = None) -> Iterator[Model]:
+        """Every model, of one provider or of all, sorted by provider and id."""
+        for name in self.providers() if provider is None else [provider_named(provider)]:
+            for identity in sorted({*self._known(name).values()}):
+                yield self.model(name, identity)
+
+    @property
+    def shipped_version(self) -> str:
+        """The version of the book inside the package."""
+        return self._shipped.version
+
+
+def _edge(price: Price) -> int:
+    """The number of context tokens at which a larger price begins."""
+    assert price.above is not None
+    return price.above if price.inclusive else price.above + 1
+
+
+def _read(given: str | os.PathLike[str] | Mapping[str, Any] | Overrides) -> Overrides:
+    # Reading them needs pydantic; most books have none.
+    from token_meter.prices.overrides import Overrides
+
+    return given if isinstance(given, Overrides) else Overrides.read(given)
+
+
+def _overridden(model: Model, own: Sequence[Price]) -> Model:
+    """The operator's prices instead of the book's, for the token types and contexts they name."""
+    named = {(price.token_type, price.context) for price in own}
+    kept = [price for price in model.prices if (price.token_type, price.context) not in named]
+    return Model(model.provider, model.id, model.display_name, model.publisher, model.aliases, [*kept, *own])
+
+
+def _particular(factor: Factor) -> tuple[int, int, float]:
+    exact = 0 if factor.model.endswith("*") else 1
+    start = factor.effective_from.timestamp() if factor.effective_from is not None else float("-inf")
+    return (exact, len(factor.model), start)
+
+
+def _ends(factor: Factor) -> Iterable[datetime]:
+    return (each for each in (factor.effective_from, factor.effective_to) if each is not None)
+
+
+_multiply: Final = EXACT.multiply
+_add: Final = EXACT.add
+_tuple: Final = tuple.__new__
+
+
+def _told(context: Mapping[str, Any]) -> tuple[Any, ...]:
+    """All of a context that `situation_of` looks at."""
+    get = context.get
+    return (get("service_tier"), get("batch"), get("speed"), get("geo"), get("processing"), get("inference_geo"))
+
+
+def _version(shipped: str, rows: Sequence[Price], overrides: Overrides | None) -> str:
+    if not rows and overrides is None:
+        return shipped
+    digest = sha256(shipped.encode())
+    for text in sorted(f"{price.id} {price.status}" for price in rows):
+        digest.update(text.encode())
+    if overrides is not None:
+        digest.update(overrides.version.encode())
+    return digest.hexdigest()[:12]
+
+
+def _moment(at: datetime | str) -> datetime:
+    moment = moment_of(at)
+    if moment is None:
+        raise ValueError("`at` is needed: a price holds at a moment")
+    return moment
+
+
+def _checked(usage: Mapping[str, int]) -> Mapping[str, int]:
+    for name, quantity in usage.items():
+        if name not in TOKEN_TYPES:
+            raise ValueError(f"{name!r} is no token type. Known: {', '.join(TOKEN_TYPES)}.")
+        if not isinstance(quantity, int) or isinstance(quantity, bool):
+            raise TypeError(f"the quantity of {name} must be an integer, not {quantity!r}")
+        if not 0 <= quantity <= QUANTITY_MAX:
+            raise ValueError(f"the quantity of {name} must be between 0 and 2**63-1, not {quantity}")
+    return usage

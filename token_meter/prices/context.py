@@ -1,0 +1,66 @@
+"""What a price depends on besides the model, brought to one form.
+
+Events carry what the provider answered with (`service_tier`, `batch`, `speed`, `geo`, `context_tokens`); other tools
+spell some of it differently. A value that nobody knows is kept: a price for it has to be found, or the usage is
+unpriced. Taking it for the standard would bill a wrong price in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from token_meter.prices.price import Context
+from token_meter.usage import TOKEN_TYPES
+
+STANDARD_TIERS: Final = frozenset({"", "default", "standard", "auto", "on_demand", "on-demand", "ondemand"})
+"""How providers say that a request was served at the standard price."""
+
+STANDARD_SPEEDS: Final = frozenset({"", "standard", "normal", "default"})
+
+ANYWHERE: Final = frozenset({"", "global", "not_available", "unspecified"})
+"""How providers say that a request was served anywhere."""
+
+_IN_CONTEXT: Final = frozenset(
+    name for name, row in TOKEN_TYPES.items() if row.headline in ("input", "cached input", "cache write")
+)
+
+
+class Situation(NamedTuple):
+    """A price context understood: what the price is looked up by, and where the request was served."""
+
+    context: Context
+    geo: str | None
+
+
+def situation_of(context: Mapping[str, Any] | None) -> Situation:
+    """Bring a price context to its one form. `service_tier` is the one that the response names."""
+    if not context:
+        return _STANDARD
+    tier = _text(context.get("service_tier"))
+    batch = context.get("batch") is True or tier == "batch" or _text(context.get("processing")) == "batch"
+    speed = _text(context.get("speed"))
+    pairs: list[tuple[str, str]] = []
+    if batch:
+        pairs.append(("batch", "yes"))
+    if tier not in STANDARD_TIERS and tier != "batch":
+        pairs.append(("service_tier", tier))
+    if speed not in STANDARD_SPEEDS:
+        pairs.append(("speed", speed))
+    geo = _text(context.get("geo") or context.get("inference_geo"))
+    return Situation(tuple(pairs), None if geo in ANYWHERE else geo)
+
+
+def context_tokens_of(context: Mapping[str, Any] | None, usage: Mapping[str, int]) -> int:
+    """How long the request's context was: what the event says, else uncached and cached input and cache writes."""
+    said = (context or {}).get("context_tokens")
+    if isinstance(said, int) and not isinstance(said, bool):
+        return said
+    return sum(quantity for name, quantity in usage.items() if name in _IN_CONTEXT)
+
+
+def _text(value: object) -> str:
+    return value.strip().lower() if isinstance(value, str) else ""
+
+
+_STANDARD: Final = Situation((), None)
