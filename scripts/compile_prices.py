@@ -102,7 +102,7 @@ def _derive(models: list[ModelPrices], rule: dict[str, Any], recorded: datetime)
                         context=wanted,
                         source=rule["source"],
                         recorded_at=recorded,
-                    )  # fmt: skip
+                    )
                 )
 
 

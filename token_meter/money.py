@@ -22,30 +22,10 @@ ZERO: Final = Decimal(0)
 ONE: Final = Decimal(1)
 
 EXPONENTS: Final = {
-    **dict.fromkeys(
-        [
-            "BIF",
-            "CLP",
-            "DJF",
-            "GNF",
-            "ISK",
-            "JPY",
-            "KMF",
-            "KRW",
-            "PYG",
-            "RWF",
-            "UGX",
-            "UYI",
-            "VND",
-            "VUV",
-            "XAF",
-            "XOF",
-            "XPF",
-        ],
-        0,
-    ),
-    **dict.fromkeys(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"], 3),
-}
+    "BIF": 0, "CLP": 0, "DJF": 0, "GNF": 0, "ISK": 0, "JPY": 0, "KMF": 0, "KRW": 0, "PYG": 0, "RWF": 0, "UGX": 0,
+    "UYI": 0, "VND": 0, "VUV": 0, "XAF": 0, "XOF": 0, "XPF": 0,
+    "BHD": 3, "IQD": 3, "JOD": 3, "KWD": 3, "LYD": 3, "OMR": 3, "TND": 3,
+}  # fmt: skip
 """Decimals of the currencies that do not have two (ISO 4217)."""
 
 ROUNDINGS: Final = {
@@ -83,14 +63,10 @@ def decimal_of(value: object, what: str) -> Decimal:
 
 def currency_of(value: object, what: str = "currency") -> str:
     """A currency's three letters, in capitals. Raises ValueError for anything else."""
-    if (
-        not isinstance(value, str)
-        or len(value.strip()) != 3
-        or not value.strip().isascii()
-        or not value.strip().isalpha()
-    ):
+    letters = value.strip() if isinstance(value, str) else ""
+    if len(letters) != 3 or not letters.isascii() or not letters.isalpha():
         raise ValueError(f"{what} is no currency: write its three letters, like USD, not {value!r}")
-    return value.strip().upper()
+    return letters.upper()
 
 
 def plain(amount: Decimal) -> str:

@@ -248,7 +248,7 @@ class PriceBook:
         return Tariff(self, found, situation, span, reason)
 
     def _is_borrowed(self, model: Model, provider: str | None) -> bool:
-        """Whether a provider that states no price of a model bills what its maker bills. For tiers that is not known."""
+        """Whether a provider that states no price of a model bills what its maker bills: for tiers nobody knows."""
         return model.provider in self._shipped.fallbacks.get(provider_named(provider), ())
 
     def _unknown(self, provider: str | None, model: str | None) -> str:

@@ -36,7 +36,7 @@ UNITS: Final[Mapping[str, tuple[tuple[str, ...], int]]] = {
     "audio_hours": (("audio_ms",), 3_600_000),
     "input_mchars": (("characters",), 1_000_000),
 }
-"""Their units that we meter. `input_audio_hours` repeats `audio_hours`; pages, messages and requests are not metered."""
+"""Their units that we meter. `input_audio_hours` repeats `audio_hours`; pages and requests are not metered."""
 
 CACHE_WRITE: Final = "cache_write_mtok"
 """One price for writing to the cache; how long that is kept for differs by who made the model."""

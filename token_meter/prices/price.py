@@ -245,7 +245,7 @@ def in_window(at: datetime, daily: tuple[int, int]) -> bool:
 
 
 def moment_of(value: object) -> datetime | None:
-    """A moment in UTC from a date, a datetime or ISO text (without a zone: UTC). Raises ValueError for anything else."""
+    """A moment in UTC from a date, a datetime or ISO text (without a zone: UTC). Raises ValueError else."""
     if value is None:
         return None
     if isinstance(value, str):

@@ -1,8 +1,8 @@
 """The price book inside the package: one compressed file, read when a price is first asked for.
 
 `scripts/compile_prices.py` writes it before a release: a line that says what the lists and factors are, then a line
-for each provider, which is parsed when the first of its models is looked up. A row is short: the token type and the context by their place in
-a list, days since 1970, what is usual left out. Rows become `Price` objects model by model, when a model is looked up.
+for each provider, which is parsed when the first of its models is looked up. A row is short: the token type and the
+context by their place in a list, days since 1970, what is usual left out.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ShippedBook:
 
     def model(self, provider: str, identity: str) -> Model:
         """One model with its prices."""
-        display_name, publisher, aliases, rows = self.models(provider)[identity]
+        display_name, publisher, aliases, _ = self.models(provider)[identity]
         return Model(provider, identity, display_name, publisher, tuple(aliases), self._prices(provider, identity))
 
     def _prices(self, provider: str, identity: str) -> list[Price]:
@@ -89,7 +89,7 @@ class ShippedBook:
                     context=self._contexts[context],
                     above=abs(above) or None,
                     inclusive=above < 0,
-                    daily=tuple(daily) if daily else None,
+                    daily=(daily[0], daily[1]) if daily else None,
                     effective_from=_day(start),
                     effective_to=_day(stop),
                     recorded_at=self.made,
@@ -101,7 +101,7 @@ class ShippedBook:
         return prices
 
 
-_USUAL: Final = (0, None, 0, 0, 0, 0, 0, 0)
+_USUAL: Final[tuple[Any, ...]] = (0, None, 0, 0, 0, 0, 0, 0)
 
 
 def pack(
@@ -112,7 +112,10 @@ def pack(
     names: Mapping[str, str],
     factors: Sequence[Mapping[str, Any]],
 ) -> bytes:
-    """The text of a shipped file, the same for the same models. Prices in another currency or per another number of units do not fit in."""
+    """The text of a shipped file, the same for the same models.
+
+    Prices in another currency or per another number of units do not fit in: ValueError.
+    """
     prices = [price for model in models for price in model.prices]
     types = _by_frequency(price.token_type for price in prices)
     contexts = _by_frequency(price.context for price in prices)
@@ -123,7 +126,7 @@ def pack(
         publisher = model.prices[0].publisher if model.prices else None
         mine = packed.setdefault(model.provider, {})
         mine[model.model] = [model.display_name, publisher, sorted(set(model.aliases)), rows]
-    head = {
+    head: dict[str, Any] = {
         "format": FORMAT,
         "made": made,
         "names": dict(names),
@@ -134,7 +137,7 @@ def pack(
         "sources": sources,
         "providers": sorted(packed),
     }
-    return b"\n".join(map(_line, [head, *(packed[provider] for provider in sorted(packed))]))
+    return b"\n".join([_line(head), *(_line(packed[provider]) for provider in sorted(packed))])
 
 
 def factor_of(document: Mapping[str, Any]) -> Factor:
