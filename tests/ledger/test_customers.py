@@ -10,15 +10,25 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import insert, select, text
+from sqlalchemy import select, text
 
 from token_meter.errors import Retry
 from token_meter.ledger import Ledger, migrate
 from token_meter.ledger.first_sight import FirstSight
 from token_meter.ledger.opening import make_store, parse
-from token_meter.ledger.rollups import REMEMBERED_MAX, Memory, Rollups
-from token_meter.ledger.rows import prepare
-from token_meter.ledger.tables import VERSION_TABLE, conflicts, customers, state
+from token_meter.ledger.rollups import REMEMBERED_MAX, Memory
+from token_meter.ledger.rows import FACTS, prepare
+from token_meter.ledger.tables import (
+    SERIES_COLUMNS,
+    VERSION_TABLE,
+    conflicts,
+    customers,
+    days,
+    hours,
+    series,
+    state,
+)
+from token_meter.ledger.tables import events as events_table
 from token_meter.ledger.text import to_stored
 from token_meter.testing.builders import make_event, make_events
 from token_meter.usage import Usage
@@ -168,10 +178,26 @@ def first_revision(url):
             config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
             config.attributes["connection"] = connection
             command.upgrade(config, "0001")
-            connection.execute(insert(state), {"id": 1, "generation": 1, "created": 1})
+            connection.execute(text(f"INSERT INTO {state.name} (id, generation, created) VALUES (1, 1, 1)"))
             yield store, connection
     finally:
         store.engine.dispose()
+
+
+def write_as_first_version(connection, number, prepared):
+    """One event, in a series of its own, as the first version wrote it."""
+    row = dict(zip(FACTS, prepared.row, strict=True))
+    measured = dict(zip(SERIES_COLUMNS, (*prepared.measure.series, None), strict=True))
+    place = {"series": number, "quantity": "events", "high": 0, "low": 1}
+    for table, values in (
+        (events_table, row),
+        (series, {"id": number, "digest": str(number).encode(), **measured}),
+        (hours, {"period": prepared.measure.hour, **place}),
+        (days, {"period": prepared.measure.hour // 24, **place}),
+    ):
+        names = ", ".join(values)
+        marks = ", ".join(f":{name}" for name in values)
+        connection.execute(text(f"INSERT INTO {table.name} ({names}) VALUES ({marks})"), values)
 
 
 def revision(url):
@@ -192,10 +218,10 @@ def test_a_ledger_of_the_first_version_gets_the_customers_of_its_events(url):
         make_event(5, customer=""),
         make_event(6, customer="x", mode="staging"),
     ]
-    with first_revision(url) as (store, connection):
+    with first_revision(url) as (_, connection):
         prepared = [prepare(event, recorded=7) for event in events]
-        store.insert_events(connection, [each.row for each in prepared])
-        Rollups(store, connection, Memory()).add((each.measure, 1) for each in prepared)
+        for number, each in enumerate(prepared, 1000):
+            write_as_first_version(connection, number, each)
     assert revision(url) == "0001"
     before = time.time_ns() // 1000
 

@@ -264,7 +264,8 @@ def test_the_migrations_make_exactly_the_tables_of_the_code(url):
 
     assert differences == []
     assert {index["name"] for index in indexes if index["name"].startswith("token_meter")} == {
-        "token_meter_events_anomalies", "token_meter_events_customer", "token_meter_events_time",
+        "token_meter_events_anomalies", "token_meter_events_corrects", "token_meter_events_customer",
+        "token_meter_events_pending", "token_meter_events_time",
     }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from token_meter.ledger.migrate import stored_revision
 from token_meter.ledger.opening import Opened, parse, reason_of
 from token_meter.ledger.periods import Bucket, moment, time_zone_of
 from token_meter.ledger.query import Order, cursor_of, read_conflicts, read_event, read_events, read_summary
+from token_meter.ledger.rater import Rater
 from token_meter.ledger.record import TRANSACTION_EVENTS_MAX, record
 from token_meter.ledger.rollups import rebuild
 from token_meter.ledger.rows import Prepared, prepare
@@ -57,10 +58,16 @@ class Ledger:
     into it, also one that does not name them. Declaring one later rebuilds the rollups at the next opening, which
     takes minutes for millions of events.
     Usage by any other dimension is answered too, by reading the events.
+
+    `rater` says what events cost and what is charged for them (`token_meter.bookkeeping` makes one); what is recorded
+    without one is rated later.
     """
 
-    def __init__(self, url: str | os.PathLike[str], *, dimensions: Sequence[str] = ()) -> None:
+    def __init__(
+        self, url: str | os.PathLike[str], *, dimensions: Sequence[str] = (), rater: Rater | None = None
+    ) -> None:
         parsed = parse(url)
+        self.rater = rater
         self.url: str = parsed.render_as_string(hide_password=False)
         self.file: Path | None = Path(str(parsed.database)) if parsed.drivername == "sqlite" else None
         self._shown = parsed.render_as_string(hide_password=True)
@@ -100,7 +107,7 @@ class Ledger:
     def _transaction(self, batch: Sequence[Prepared]) -> Recorded:
         with self._opened.alone() as store:
             with store.writing() as connection:
-                recorded, remember = record(store, connection, self._opened.memory, batch)
+                recorded, remember = record(store, connection, self._opened.memory, batch, self.rater)
             remember()
         return recorded
 

@@ -20,7 +20,7 @@ from token_meter.ledger.rollups import rebuild
 from token_meter.ledger.store import LedgerError, Store
 from token_meter.ledger.tables import DIMENSIONS_DECLARED_MAX, VERSION_TABLE, dimensions, state
 
-REVISIONS: Final = ("0001", "0002")
+REVISIONS: Final = ("0001", "0002", "0003")
 """Every revision this code knows, oldest first; a ledger at another one was written by a newer version."""
 
 HEAD: Final = REVISIONS[-1]
@@ -89,7 +89,8 @@ def _declare(store: Store, connection: Connection, new: Sequence[str]) -> None:
 
 def _create_state(connection: Connection) -> None:
     if connection.execute(select(state.c.id)).first() is None:
-        connection.execute(state.insert(), {"id": 1, "generation": 1, "created": time.time_ns() // 1000})
+        now = time.time_ns() // 1000
+        connection.execute(state.insert(), {"id": 1, "generation": 1, "created": now, "catalogue": 0})
 
 
 def _upgrade(connection: Connection) -> None:

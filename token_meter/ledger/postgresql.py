@@ -28,7 +28,13 @@ from token_meter.ledger.tables import events
 CONNECT_SECONDS: Final = 10
 """How long to wait for a server that does not answer, unless the URL says `connect_timeout`."""
 
-_TYPES: Final = {"digest": "bytea[]", "time": "bigint[]", "duration_ms": "bigint[]", "recorded": "bigint[]"}
+_TYPES: Final = {
+    "digest": "bytea[]",
+    "time": "bigint[]",
+    "duration_ms": "bigint[]",
+    "recorded": "bigint[]",
+    "pending": "int[]",
+}
 _ARRAYS: Final = ", ".join(f"%s::{_TYPES.get(name, 'text[]')}" for name in COLUMNS)
 _INSERT_EVENTS: Final = (
     f"INSERT INTO {events.name} ({', '.join(COLUMNS)}) SELECT * FROM unnest({_ARRAYS}) "
@@ -92,9 +98,9 @@ class PostgresqlStore(Store):
         # Numbers and names of token types: none needs quotes.
         arrays = tuple("{" + ",".join(map(str, each)) + "}" for each in columns)
         connection.exec_driver_sql(
-            f"INSERT INTO {table.name} AS kept (period, series, quantity, high, low) "
-            "SELECT * FROM unnest(%s::int[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[]) "
-            "ON CONFLICT (period, series, quantity) "
+            f"INSERT INTO {table.name} AS kept (period, series, quantity, rating, high, low) "
+            "SELECT * FROM unnest(%s::int[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[]) "
+            "ON CONFLICT (period, series, quantity, rating) "
             "DO UPDATE SET high = kept.high + excluded.high, low = kept.low + excluded.low",
             arrays,
         )

@@ -15,7 +15,7 @@ What happens to an event whose id is already there:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ from sqlalchemy import Connection, Row, select
 from token_meter.event import MeterEvent
 from token_meter.ledger.first_sight import FirstSight
 from token_meter.ledger.migrate import HEAD, newer
+from token_meter.ledger.rater import Rater
+from token_meter.ledger.ratings import Ratings, Written
 from token_meter.ledger.rollups import Memory, Rollups
 from token_meter.ledger.rows import COLUMNS, Measure, Prepared, event_of, is_placeholder, measure_of
 from token_meter.ledger.store import Store
@@ -49,7 +51,7 @@ class Outcome:
 
 
 def record(
-    store: Store, connection: Connection, memory: Memory, batch: Sequence[Prepared]
+    store: Store, connection: Connection, memory: Memory, batch: Sequence[Prepared], rater: Rater | None = None
 ) -> tuple[Recorded, Callable[[], None]]:
     """Record the batch in this transaction; call what comes second once it is committed, to remember what was met."""
     rollups = Rollups(store, connection, memory)
@@ -58,10 +60,12 @@ def record(
     outcome = Outcome()
     unique = _fold(batch, outcome)
     ordered = [unique[identity] for identity in sorted(unique, key=str.encode)]
-    inserted = store.insert_events(connection, [each.row for each in ordered])
-    outcome.added.extend(each.measure for each in ordered if each.id in inserted)
+    ratings = Ratings(store, connection, memory, rater, catalogue=rollups.catalogue)
+    written = ratings.written(ordered)
+    inserted = store.insert_events(connection, [written[each.id].row for each in ordered])
+    outcome.added.extend(written[each.id].measure for each in ordered if each.id in inserted)
     if len(inserted) < len(ordered):
-        _meet(connection, [each for each in ordered if each.id not in inserted], outcome)
+        _meet(connection, [each for each in ordered if each.id not in inserted], written, outcome)
     moment = batch[0].row[-1]
     first_sight = FirstSight(store, connection, memory)
     first_sight.meet(outcome.added, moment)
@@ -71,6 +75,7 @@ def record(
     def remember() -> None:
         rollups.remember()
         first_sight.remember()
+        ratings.remember()
 
     return Recorded(len(outcome.added), outcome.duplicates, len(outcome.conflicts)), remember
 
@@ -102,14 +107,16 @@ def _refuse(offered: Prepared, digest: bytes, placeholder: bool, outcome: Outcom
         outcome.conflicts.append(offered)
 
 
-def _meet(connection: Connection, offered: Sequence[Prepared], outcome: Outcome) -> None:
+def _meet(
+    connection: Connection, offered: Sequence[Prepared], written: Mapping[str, Written], outcome: Outcome
+) -> None:
     """Compare events whose ids are already there with what is there."""
     there = _existing(connection, [each.id for each in offered])
     for each in offered:
         row = there[each.id]
         kept_is_placeholder = is_placeholder(row.status, json.loads(row.usage))
         if bytes(row.digest) != each.digest and kept_is_placeholder and not each.placeholder:
-            _supersede(connection, each, row, outcome)
+            _supersede(connection, each.id, written[each.id], row, outcome)
         else:
             _refuse(each, bytes(row.digest), kept_is_placeholder, outcome)
 
@@ -124,9 +131,9 @@ def _existing(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]
     return rows
 
 
-def _supersede(connection: Connection, real: Prepared, row: Row[Any], outcome: Outcome) -> None:
+def _supersede(connection: Connection, id: str, real: Written, row: Row[Any], outcome: Outcome) -> None:
     values = dict(zip(COLUMNS, real.row, strict=True))
-    connection.execute(events.update().where(events.c.id == real.id).values(values))
+    connection.execute(events.update().where(events.c.id == id).values(values))
     outcome.superseded.append((event_of(row), bytes(row.digest)))
     outcome.removed.append(measure_of(row))
     outcome.added.append(real.measure)

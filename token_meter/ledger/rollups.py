@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select, text
 
+from token_meter.ledger.rater import UNRATED, Rating
 from token_meter.ledger.rows import Measure, measure_of
 from token_meter.ledger.store import QuantityRow, Store
 from token_meter.ledger.tables import (
@@ -38,15 +39,16 @@ _CHUNK: Final = 500
 _REBUILD_PAGE: Final = 2_000
 _LOW: Final = 2**32 - 1
 _STATE: Final = text(
-    f"SELECT s.generation, v.version_num FROM {state.name} AS s CROSS JOIN {VERSION_TABLE} AS v WHERE s.id = 1"
+    f"SELECT s.generation, s.catalogue, v.version_num FROM {state.name} AS s CROSS JOIN {VERSION_TABLE} AS v "
+    "WHERE s.id = 1"
 )
 
 SeriesKey = tuple[Any, ...]
 DimensionValue = tuple[str, str]
 CustomerKey = tuple[str, str]
 """(mode, id), as `tables.customers` has them."""
-Totals = dict[tuple[int, int], dict[str, int]]
-"""By period and series: the sum of each token type, and under `EVENTS` the number of events."""
+Totals = dict[tuple[int, int], dict[tuple[str, int], int]]
+"""By period and series: the sum of each token type and rating, and under `EVENTS` the number of events."""
 
 
 @dataclass(slots=True)
@@ -58,6 +60,9 @@ class Memory:
     series: dict[SeriesKey, int] = field(default_factory=dict)
     values: set[DimensionValue] = field(default_factory=set)
     customers: set[CustomerKey] = field(default_factory=set)
+    ratings: dict[Rating, int] = field(default_factory=dict)
+    catalogue: int = -1
+    """The state of prices and plans that the rater has read."""
 
 
 class Rollups:
@@ -69,7 +74,7 @@ class Rollups:
         self._memory = memory
         self._new_series: dict[SeriesKey, int] = {}
         self._new_values: set[DimensionValue] = set()
-        generation, self.revision = connection.execute(_STATE).one()
+        generation, self.catalogue, self.revision = connection.execute(_STATE).one()
         if generation != memory.generation:
             self._forget(generation)
 
@@ -82,10 +87,13 @@ class Rollups:
         totals: Totals = {}
         for key, measure, sign in keyed:
             number = self._memory.series.get(key) or self._new_series[key]
-            sums = totals.setdefault((measure.hour, number), {EVENTS: 0})
-            sums[EVENTS] += sign
+            sums = totals.setdefault((measure.hour, number), {})
+            rating = measure.rating
+            counted = (EVENTS, rating.get(EVENTS, UNRATED))
+            sums[counted] = sums.get(counted, 0) + sign
             for name, quantity in measure.usage.items():
-                sums[name] = sums.get(name, 0) + sign * quantity
+                kind = (name, rating.get(name, UNRATED))
+                sums[kind] = sums.get(kind, 0) + sign * quantity
         self._store.add_quantities(self._connection, hours, _rows(totals))
         self._store.add_quantities(self._connection, days, _rows(_by_day(totals)))
 
@@ -195,19 +203,19 @@ def _by_day(totals: Totals) -> Totals:
     daily: Totals = {}
     for (hour, number), sums in totals.items():
         day = daily.setdefault((hour // 24, number), {})
-        for name, total in sums.items():
-            day[name] = day.get(name, 0) + total
+        for kind, total in sums.items():
+            day[kind] = day.get(kind, 0) + total
     return daily
 
 
 def _rows(totals: Totals) -> list[QuantityRow]:
     """Rows sorted by their key, so that all writers take the row locks in one order."""
     return [
-        (*place, name, sums[name] >> 32, sums[name] & _LOW)
+        (*place, *kind, sums[kind] >> 32, sums[kind] & _LOW)
         for place in sorted(totals)
         for sums in (totals[place],)
-        for name in sorted(sums)
-        if sums[name]
+        for kind in sorted(sums)
+        if sums[kind]
     ]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from sqlalchemy import Row
@@ -19,6 +20,9 @@ from token_meter.ledger.text import from_stored, mapping_from_stored, mapping_to
 from token_meter.usage import QUANTITY_MAX, TOKEN_TYPES, Usage
 
 COLUMNS: Final = tuple(column.name for column in events.columns)
+
+FACTS: Final = COLUMNS[:-2]
+"""The columns of what the event says; after them comes how it is rated."""
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
@@ -36,17 +40,21 @@ _STEPS: Final = (0, *(step for threshold in CONTEXT_THRESHOLDS for step in (thre
 
 
 class Measure(NamedTuple):
-    """What rollups need of one event: when (hours since 1970), under which series, how much."""
+    """What rollups need of one event: when (hours since 1970), under which series, how much, and how it is rated.
+
+    `rating` maps token types to the numbers of ratings; what is not in it is not rated.
+    """
 
     hour: int
     series: tuple[Any, ...]
     dimensions: Mapping[str, str]
     usage: Mapping[str, int]
+    rating: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An event ready to be written: checked, encoded, measured."""
+    """An event ready to be written: checked, encoded, measured. `row` holds the `FACTS`."""
 
     event: MeterEvent
     id: str
@@ -140,7 +148,8 @@ def measure_of(row: Row[Any]) -> Measure:
         row.host, row.corrects is not None, context,
     )  # fmt: skip
     dimensions = json.loads(row.dimensions) if row.dimensions else {}
-    return Measure(row.time // HOUR, key, dimensions, json.loads(row.usage))
+    rating = json.loads(row.rating) if row.rating else {}
+    return Measure(row.time // HOUR, key, dimensions, json.loads(row.usage), rating)
 
 
 def context_step(tokens: int) -> int:

@@ -107,7 +107,7 @@ class SqliteStore(Store):
         if not given:
             return
         connection.exec_driver_sql(
-            f"INSERT INTO {table.name} (period, series, quantity, high, low) VALUES (?, ?, ?, ?, ?) "
+            f"INSERT INTO {table.name} (period, series, quantity, rating, high, low) VALUES (?, ?, ?, ?, ?, ?) "
             "ON CONFLICT DO UPDATE SET high = high + excluded.high, low = low + excluded.low",
             given,
         )

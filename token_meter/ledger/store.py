@@ -14,8 +14,8 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, TableVa
 
 from token_meter.errors import TokenMeterError
 
-QuantityRow = tuple[int, int, str, int, int]
-"""(period, series, quantity, high, low), as `tables.hours` and `tables.days` hold them."""
+QuantityRow = tuple[int, int, str, int, int, int]
+"""(period, series, quantity, rating, high, low), as `tables.hours` and `tables.days` hold them."""
 
 
 class LedgerError(TokenMeterError):

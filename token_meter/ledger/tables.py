@@ -1,7 +1,7 @@
 """The tables of a ledger, the same on SQLite and PostgreSQL.
 
 `events` is the truth and only grows. `series` numbers the distinct combinations of what rollups are keyed by;
-`hours` and `days` hold integer quantities per period (counted from 1970 in UTC), series and token type. A sum
+`hours` and `days` hold integer quantities per period (counted from 1970 in UTC), series, token type and rating. A sum
 is stored as two numbers, total = high * 2**32 + low, because it may pass 63 bits and no database adds wider
 integers in the same way; `low` is never carried over, so adding is one plain update.
 `dimensions` are the declared ones; `customers` is the book that `token_meter.accounts` keeps. The names carry a
@@ -91,6 +91,8 @@ events: Final = Table(
     Column("more", Text, comment="JSON: raw_usage, and schema if not 1"),
     Column("digest", LargeBinary, nullable=False, comment="of the billing fields"),
     Column("recorded", BigInteger, nullable=False, comment="when it came, microseconds since 1970 in UTC"),
+    Column("rating", Text, comment="JSON, token type to rating"),
+    Column("pending", Integer, nullable=False, comment="1: not rated, or no price"),
 )
 Index(PREFIX + "events_time", events.c.time, events.c.id)
 Index(PREFIX + "events_customer", events.c.customer, events.c.time, events.c.id)
@@ -99,6 +101,14 @@ Index(
     events.c.time,
     sqlite_where=text("anomalies IS NOT NULL"),
     postgresql_where=text("anomalies IS NOT NULL"),
+)
+
+Index(PREFIX + "events_pending", events.c.time, sqlite_where=text("pending = 1"), postgresql_where=text("pending = 1"))
+Index(
+    PREFIX + "events_corrects",
+    events.c.corrects,
+    sqlite_where=text("corrects IS NOT NULL"),
+    postgresql_where=text("corrects IS NOT NULL"),
 )
 
 conflicts: Final = Table(
@@ -141,6 +151,7 @@ def _rollup(name: str) -> Table:
         Column("period", Integer, primary_key=True, autoincrement=False),
         Column("series", BigInteger, primary_key=True, autoincrement=False),
         Column("quantity", Text, primary_key=True),
+        Column("rating", BigInteger, primary_key=True, autoincrement=False),
         Column("high", BigInteger, nullable=False),
         Column("low", BigInteger, nullable=False),
         sqlite_with_rowid=False,
@@ -170,6 +181,29 @@ state: Final = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("generation", BigInteger, nullable=False, comment="grows when series are renumbered"),
     Column("created", BigInteger, nullable=False),
+    Column("catalogue", BigInteger, nullable=False, comment="grows when prices, plans or subscriptions change"),
+)
+
+ratings: Final = Table(
+    PREFIX + "ratings",
+    metadata,
+    Column("id", _Serial, primary_key=True),
+    Column("digest", LargeBinary, nullable=False, comment="of the document"),
+    Column("cost", Text, comment="USD for one unit; NULL: unpriced"),
+    Column("charge", Text, comment="for one unit, in the card's currency; NULL: unpriced, or by the period"),
+    Column("document", Text, nullable=False, comment="JSON, every factor"),
+    UniqueConstraint("digest", name=PREFIX + "ratings_digest"),
+)
+
+reratings: Final = Table(
+    PREFIX + "reratings",
+    metadata,
+    Column("event_id", _Id, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("before", Text, comment="JSON, as events.rating"),
+    Column("after", Text, nullable=False, comment="JSON, as events.rating"),
+    Column("recorded", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
 )
 
 customers: Final = Table(

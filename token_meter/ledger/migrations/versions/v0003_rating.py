@@ -1,0 +1,80 @@
+"""Ratings: which price and which of our rates count for each token type of each event, and rollups keyed by them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0003"
+down_revision = "0002"
+
+_ID = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+_SERIAL = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def upgrade() -> None:
+    """Make the tables, and key the rollups by rating: what is there is not rated yet."""
+    op.add_column("token_meter_events", sa.Column("rating", sa.Text, comment="JSON, token type to rating"))
+    op.add_column(
+        "token_meter_events",
+        sa.Column("pending", sa.Integer, nullable=False, server_default="1", comment="1: not rated, or no price"),
+    )
+    pending = sa.text("pending = 1")
+    op.create_index(
+        "token_meter_events_pending", "token_meter_events", ["time"], sqlite_where=pending, postgresql_where=pending
+    )
+    corrects = sa.text("corrects IS NOT NULL")
+    op.create_index(
+        "token_meter_events_corrects", "token_meter_events", ["corrects"], sqlite_where=corrects,
+        postgresql_where=corrects,
+    )  # fmt: skip
+    op.add_column(
+        "token_meter_state",
+        sa.Column("catalogue", sa.BigInteger, nullable=False, server_default="0", comment="grows when prices, plans or "
+                  "subscriptions change"),
+    )  # fmt: skip
+    for name in ("token_meter_hours", "token_meter_days"):
+        _rekey(name)
+    op.create_table(
+        "token_meter_ratings",
+        sa.Column("id", _SERIAL, primary_key=True),
+        sa.Column("digest", sa.LargeBinary, nullable=False, comment="of the document"),
+        sa.Column("cost", sa.Text, comment="USD for one unit; NULL: unpriced"),
+        sa.Column("charge", sa.Text, comment="for one unit, in the card's currency; NULL: unpriced, or by the period"),
+        sa.Column("document", sa.Text, nullable=False, comment="JSON, every factor"),
+        sa.UniqueConstraint("digest", name="token_meter_ratings_digest"),
+    )
+    op.create_table(
+        "token_meter_reratings",
+        sa.Column("event_id", _ID, primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("before", sa.Text, comment="JSON, as events.rating"),
+        sa.Column("after", sa.Text, nullable=False, comment="JSON, as events.rating"),
+        sa.Column("recorded", sa.BigInteger, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+    )
+
+
+def _rekey(name: str) -> None:
+    # The same table with one more column in its key: SQLite cannot change a key in place.
+    old = f"{name}_before_rating"
+    op.rename_table(name, old)
+    op.create_table(
+        name,
+        sa.Column("period", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("series", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("quantity", sa.Text, primary_key=True),
+        sa.Column("rating", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("high", sa.BigInteger, nullable=False),
+        sa.Column("low", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("period", "series", "quantity", "rating", name=f"{name}_rated_pkey"),
+        sqlite_with_rowid=False,
+    )
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(f"ALTER TABLE {name} SET (fillfactor = 70)")
+    op.execute(
+        f"INSERT INTO {name} (period, series, quantity, rating, high, low) "
+        f"SELECT period, series, quantity, 0, high, low FROM {old}"
+    )
+    op.drop_table(old)
