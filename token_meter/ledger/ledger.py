@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -18,16 +18,28 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from token_meter.errors import Rejected, Retry
 from token_meter.event import MeterEvent
+from token_meter.ledger.costs import CostRow, read_costs
 from token_meter.ledger.migrate import stored_revision
 from token_meter.ledger.opening import Opened, parse, reason_of
 from token_meter.ledger.periods import Bucket, moment, time_zone_of
-from token_meter.ledger.query import Order, cursor_of, read_conflicts, read_event, read_events, read_summary
+from token_meter.ledger.query import (
+    Order,
+    cursor_of,
+    read_conflicts,
+    read_event,
+    read_events,
+    read_pending,
+    read_summary,
+    selected,
+)
 from token_meter.ledger.rater import Rater
+from token_meter.ledger.ratings import Rerated, rate_again
 from token_meter.ledger.record import TRANSACTION_EVENTS_MAX, record
 from token_meter.ledger.rollups import rebuild
 from token_meter.ledger.rows import Prepared, prepare
 from token_meter.ledger.store import LedgerError, Store
 from token_meter.ledger.tables import DIMENSIONS_DECLARED_MAX, TEXT_BYTES_MAX
+from token_meter.ledger.tables import events as events_table
 from token_meter.ledger.text import to_stored
 from token_meter.ledger.usage import RESERVED, UNGROUPABLE, read_usage
 from token_meter.ledger.values import (
@@ -123,6 +135,50 @@ class Ledger:
             raise _rejection(refused)
         return done
 
+    def rate_again(
+        self,
+        *,
+        pending_only: bool = False,
+        reason: str,
+        progress: Callable[[int], object] | None = None,
+        **filters: Unpack[EventFilters],
+    ) -> int:
+        """Rate the matching events as prices and plans are now; how many changed. Nothing else about them changes.
+
+        The rollups get what is taken from the old rating and given to the new one, and the old one stays on record.
+        `pending_only`: just those that are not rated, or lack a price. `progress` is told how many were looked at.
+        Rating the same events again without a change of prices and plans changes nothing.
+        """
+        if self.rater is None:
+            raise LedgerError("this ledger has no rater: open it with one to rate its events")
+        search, seen, changed = _search(filters), 0, 0
+        after: tuple[int, str] | None = None
+        while True:
+            page = self._rate_page(search, after, pending_only, reason)
+            seen, changed = seen + page.seen, changed + page.changed
+            if progress is not None:
+                progress(seen)
+            if page.after is None:
+                return changed
+            after = page.after
+
+    def _rate_page(self, search: Search, after: tuple[int, str] | None, pending_only: bool, reason: str) -> Rerated:
+        assert self.rater is not None
+        try:
+            with self._opened.alone() as store:
+                with store.writing() as connection:
+                    where = selected(store, search)
+                    if pending_only:
+                        where.append(events_table.c.pending == 1)
+                    page, remember = rate_again(
+                        store, connection, self._opened.memory, self.rater,
+                        where=where, after=after, recorded=time.time_ns() // 1000, reason=reason,
+                    )  # fmt: skip
+                remember()
+            return page
+        except (DBAPIError, PoolTimeout) as problem:
+            raise LedgerError(f"cannot rate in the ledger {self._shown}: {reason_of(problem)}") from problem
+
     def rebuild_rollups(self) -> None:
         """Make all rollups anew from the events; writers wait meanwhile. Never needed, unless a human edited."""
         with self._opened.alone() as store, store.migrating() as connection:
@@ -212,6 +268,33 @@ class Ledger:
         zone = time_zone_of(filters.get("time_zone", "UTC"))
         with self.reading() as (store, connection):
             return read_usage(store, connection, search, by=names, bucket=bucket, zone=zone)
+
+    def costs(
+        self,
+        *,
+        by: str | Sequence[str] = ("model",),
+        bucket: Bucket | None = None,
+        **filters: Unpack[EventFilters],
+    ) -> list[CostRow]:
+        """What was used, what it cost us and what is charged for it; arguments as for `usage`.
+
+        Exact: a cost is the sum of quantities times rates. What has no price yet is in no sum, and is named in each
+        row. It is as good as the ratings in the ledger: `rate_again(pending_only=True)` brings those up to date.
+        """
+        if bucket not in (None, "hour", "day", "month"):
+            raise ValueError(f"bucket must be 'hour', 'day' or 'month', not {bucket!r}")
+        names = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
+        if not UNGROUPABLE.isdisjoint(names):
+            raise ValueError(f"cannot group by {', '.join(sorted(UNGROUPABLE.intersection(names)))}")
+        search = _search({"meter": "llm_tokens", **filters})
+        zone = time_zone_of(filters.get("time_zone", "UTC"))
+        with self.reading() as (store, connection):
+            return read_costs(store, connection, search, by=names, bucket=bucket, zone=zone)
+
+    def pending(self) -> int:
+        """How many events are not rated, or lack a price."""
+        with self.reading() as (_, connection):
+            return read_pending(connection)
 
     # State
 

@@ -112,9 +112,8 @@ class PostgresqlStore(Store):
     def unfold(self, usage: ColumnElement[Any]) -> TableValuedAlias:
         return func.json_each_text(cast(usage, JSON)).table_valued(column("key"), column("value"), name="unfolded")
 
-    def member(self, document: ColumnElement[Any], name: str) -> ColumnElement[Any]:
-        found: ColumnElement[Any] = cast(document, JSON)[name].as_string()
-        return found
+    def member(self, document: ColumnElement[Any], name: str | ColumnElement[Any]) -> ColumnElement[Any]:
+        return cast(document, JSON).op("->>")(name)
 
 
 def _array(values: Iterable[object]) -> str:

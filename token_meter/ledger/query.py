@@ -45,16 +45,22 @@ def read_events(
 ) -> list[MeterEvent]:
     """At most `limit` events in the order (time, id), from behind the cursor on."""
     place = tuple_(events.c.time, events.c.id)
-    query = select(events).where(*matching(store, events, search.filters))
-    if search.since is not None:
-        query = query.where(events.c.time >= search.since)
-    if search.until is not None:
-        query = query.where(events.c.time < search.until)
+    query = select(events).where(*selected(store, search))
     if after is not None:
         there = tuple_(after.time, after.id)
         query = query.where(place > there if order == "asc" else place < there)
     query = _ordered(query, order).limit(limit)
     return [event_of(row) for row in connection.execute(query)]
+
+
+def selected(store: Store, search: Search) -> list[ColumnElement[bool]]:
+    """A whole search as conditions on `events`."""
+    conditions = matching(store, events, search.filters)
+    if search.since is not None:
+        conditions.append(events.c.time >= search.since)
+    if search.until is not None:
+        conditions.append(events.c.time < search.until)
+    return conditions
 
 
 def _ordered(query: Select[Any], order: Order) -> Select[Any]:
@@ -104,6 +110,11 @@ def read_bounds(connection: Connection) -> tuple[int, int] | None:
     last = select(func.max(events.c.time)).scalar_subquery()
     found = connection.execute(select(first, last)).one()
     return None if found[0] is None else (found[0], found[1])
+
+
+def read_pending(connection: Connection) -> int:
+    """How many events are not rated, or lack a price."""
+    return int(connection.execute(select(func.count()).where(events.c.pending == 1)).scalar_one())
 
 
 def read_summary(connection: Connection) -> LedgerSummary:

@@ -28,20 +28,22 @@ class Rating:
 
     `cost` is what one unit costs us (USD), `charge` what we charge for it (in the currency of the document); decimals
     as text. None: there is no price yet, or it depends on the whole period. `document` holds every factor behind them.
-    `pending`: something is missing, so that rating it again later may give more.
+    `pending`: something is missing, so that rating it again later may give more. `book` is the version of the price
+    book that it was first made by; the same price in a later version is the same rating.
     """
 
     cost: str | None
     charge: str | None
     document: Mapping[str, Any]
     pending: bool = False
+    book: str | None = None
     text: str = field(init=False)
     digest: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        text = json.dumps(self.document, sort_keys=True, separators=(",", ":"))
-        object.__setattr__(self, "text", text)
-        what = f"{self.cost}|{self.charge}|{text}"
+        facts = json.dumps(self.document, sort_keys=True, separators=(",", ":"))
+        object.__setattr__(self, "text", json.dumps({**self.document, "book": self.book}, sort_keys=True))
+        what = f"{self.cost}|{self.charge}|{facts}"
         object.__setattr__(self, "digest", blake2b(what.encode(), digest_size=16).digest())
 
     def __hash__(self) -> int:

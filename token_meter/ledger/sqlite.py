@@ -118,7 +118,7 @@ class SqliteStore(Store):
     def unfold(self, usage: ColumnElement[Any]) -> TableValuedAlias:
         return func.json_each(usage).table_valued("key", "value", name="unfolded")
 
-    def member(self, document: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+    def member(self, document: ColumnElement[Any], name: str | ColumnElement[Any]) -> ColumnElement[Any]:
         # No JSON path: a name may hold any character, and paths cannot quote them all.
         members = func.json_each(document).table_valued("key", "value")
         return select(members.c.value).where(members.c.key == name).scalar_subquery()

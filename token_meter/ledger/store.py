@@ -89,5 +89,5 @@ class Store(ABC):
         """The quantities inside a JSON column as a table of (key, value)."""
 
     @abstractmethod
-    def member(self, document: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+    def member(self, document: ColumnElement[Any], name: str | ColumnElement[Any]) -> ColumnElement[Any]:
         """The text under this name in a JSON column, NULL if there is none."""

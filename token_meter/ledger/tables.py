@@ -206,6 +206,44 @@ reratings: Final = Table(
     Column("reason", Text, nullable=False),
 )
 
+catalogue: Final = Table(
+    PREFIX + "catalogue",
+    metadata,
+    Column("kind", Text, primary_key=True, comment="card, plan, meter, setting"),
+    Column("name", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False, comment="its version"),
+    Column("effective", BigInteger, nullable=False, comment="microseconds since 1970 in UTC"),
+    Column("recorded", BigInteger, nullable=False),
+    Column("document", Text, nullable=False, comment="JSON"),
+)
+
+subscriptions: Final = Table(
+    PREFIX + "subscriptions",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("mode", Text, nullable=False),
+    Column("customer", Text, nullable=False),
+    Column("plan", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("stop", BigInteger, comment="not included; NULL: until further notice"),
+    Column("recorded", BigInteger, nullable=False),
+)
+Index(PREFIX + "subscriptions_customer", subscriptions.c.mode, subscriptions.c.customer, subscriptions.c.start)
+
+prices: Final = Table(
+    PREFIX + "prices",
+    metadata,
+    Column("number", _Serial, primary_key=True),
+    Column("price", Text, nullable=False, comment="the row's own id, a hash of what it says"),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("status", Text, nullable=False, comment="active, held or rejected; the last row of an id counts"),
+    Column("recorded", BigInteger, nullable=False),
+    Column("document", Text, nullable=False, comment="JSON"),
+)
+Index(PREFIX + "prices_price", prices.c.price, prices.c.number)
+
 customers: Final = Table(
     PREFIX + "customers",
     metadata,

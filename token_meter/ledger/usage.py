@@ -40,7 +40,10 @@ COLUMNS: Final = (
 )  # fmt: skip
 """What usage can be grouped by besides token_type, headline and dimensions."""
 
-UNGROUPABLE: Final = frozenset({"bucket", "events"})
+RATING: Final = "rating"
+"""The group column of who reads costs: the number of the rating."""
+
+UNGROUPABLE: Final = frozenset({"bucket", "events", RATING})
 """Names that a row uses for something else."""
 
 RESERVED: Final = frozenset({*COLUMNS, *UNGROUPABLE, "token_type", "headline"})
@@ -68,16 +71,23 @@ def read_usage(
     zone: tzinfo,
 ) -> list[UsageRow]:
     """Answer within one transaction, so that rollups and events show the same moment."""
-    parts = _parts(connection, search, bucket, zone)
-    covered = cover(parts) if _rollups_tell(connection, search.filters, by) else cover_by_events(parts)
+    parts, covered = covering(connection, search, by, bucket, zone)
     names = [name for name in by if name not in ("token_type", "headline")]
     totals: Totals = {}
-    for query in _queries(store, search.filters, names, covered):
+    for query in queries(store, search.filters, names, covered):
         for number, *group, quantity, high, low in connection.execute(query):
-            shown = tuple(_shown(name, value) for name, value in zip(names, group, strict=True))
-            sums = totals.setdefault((number, shown), {})
+            group_shown = tuple(shown(name, value) for name, value in zip(names, group, strict=True))
+            sums = totals.setdefault((number, group_shown), {})
             sums[quantity] = sums.get(quantity, 0) + total_of(high, low)
     return _rows(by, names, [part.name for part in parts] if bucket else None, totals)
+
+
+def covering(
+    connection: Connection, search: Search, by: Sequence[str], bucket: Bucket | None, zone: tzinfo
+) -> tuple[list[Slice], Cover]:
+    """The buckets, and where their usage is read."""
+    parts = _parts(connection, search, bucket, zone)
+    return parts, cover(parts) if _rollups_tell(connection, search.filters, by) else cover_by_events(parts)
 
 
 def _parts(connection: Connection, search: Search, bucket: Bucket | None, zone: tzinfo) -> list[Slice]:
@@ -103,7 +113,8 @@ def _rollups_tell(connection: Connection, filters: Filters, by: Sequence[str]) -
     return {to_stored(name) for name in wanted} <= set(connection.execute(known).scalars())
 
 
-def _queries(store: Store, filters: Filters, names: Sequence[str], covered: Cover) -> Iterator[Select[Any]]:
+def queries(store: Store, filters: Filters, names: Sequence[str], covered: Cover) -> Iterator[Select[Any]]:
+    """The statements that read what is covered: bucket, group, quantity, high, low. `RATING` may be among the names."""
     if covered.days:
         yield _grouped(_from_rollup(store, filters, names, days, covered.days))
     if covered.hours:
@@ -124,7 +135,7 @@ def _from_rollup(
     listed, within = _spans(spans, table.c.period)
     query = select(
         listed.c.column3.label("bucket"),
-        *_group_columns(store, series, names),
+        *_group_columns(store, series, names, table.c.rating),
         table.c.quantity,
         table.c.high,
         table.c.low,
@@ -151,7 +162,7 @@ def _from_events(
     return (
         select(
             listed.c.column3.label("bucket"),
-            *_group_columns(store, events, names),
+            *_group_columns(store, events, names, store.member(events.c.rating, quantity)),
             quantity.label("quantity"),
             high.label("high"),
             low.label("low"),
@@ -166,8 +177,11 @@ def _literal(sql: str) -> ColumnElement[Any]:
     return literal_column(sql)
 
 
-def _group_columns(store: Store, table: FromClause, names: Sequence[str]) -> list[ColumnElement[Any]]:
-    return [_group_column(store, table, name).label(f"group{place}") for place, name in enumerate(names)]
+def _group_columns(
+    store: Store, table: FromClause, names: Sequence[str], rating: ColumnElement[Any]
+) -> list[ColumnElement[Any]]:
+    columns = [cast(rating, BigInteger) if name == RATING else _group_column(store, table, name) for name in names]
+    return [column.label(f"group{place}") for place, column in enumerate(columns)]
 
 
 def _group_column(store: Store, table: FromClause, name: str) -> ColumnElement[Any]:
@@ -209,16 +223,16 @@ def _rows(by: Sequence[str], names: Sequence[str], starts: Sequence[str] | None,
         if not count and not quantities:
             continue
         group = dict(zip(names, values, strict=True))
-        for types, usage in _split(by, quantities):
+        for types, usage in split(by, quantities):
             named = {name: types[name] if name in types else group[name] for name in by}
             start = {"bucket": starts[bucket]} if starts else {}
-            place = (bucket, *(_order(name, value) for name, value in named.items()))
+            place = (bucket, *(order_of(name, value) for name, value in named.items()))
             rows.append((place, UsageRow({**start, **named}, Usage.of(usage), count)))
     rows.sort(key=itemgetter(0))
     return [row for _, row in rows]
 
 
-def _split(by: Sequence[str], quantities: dict[str, int]) -> Iterator[tuple[dict[str, str], dict[str, int]]]:
+def split(by: Sequence[str], quantities: dict[str, int]) -> Iterator[tuple[dict[str, str], dict[str, int]]]:
     """One part for each token type or headline, if one of them is in `by`."""
     if "token_type" in by:
         for name, quantity in quantities.items():
@@ -235,7 +249,7 @@ def _headline(name: str) -> str:
     return TOKEN_TYPES[name].headline if name in TOKEN_TYPES else "other"
 
 
-def _order(name: str, value: str | None) -> tuple[int, str]:
+def order_of(name: str, value: str | None) -> tuple[int, str]:
     """Rows are sorted as text, token types and headlines as in their table, what has no value last."""
     if value is None:
         return (10**6, "")
@@ -244,7 +258,7 @@ def _order(name: str, value: str | None) -> tuple[int, str]:
     return (HEADLINES.index(value) if name == "headline" else 0, value)
 
 
-def _shown(name: str, value: Any) -> str | None:
+def shown(name: str, value: Any) -> str | None:
     """A group value as the caller sees it."""
     if name == "correction":
         return "yes" if value else "no"

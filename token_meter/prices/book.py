@@ -280,6 +280,16 @@ class PriceBook:
             applied.append(Applied("exchange", exchange.multiplier, exchange.source))
         return tuple(applied), None
 
+    def exchange(self, currency: str, at: datetime) -> Decimal | None:
+        """What one unit of this currency was worth in US dollars, as the operator said; None if they did not."""
+        meeting = [
+            each
+            for group in self._factors
+            for each in group
+            if each.kind == "exchange" and each.currency == currency and each.meets("", "", at)
+        ]
+        return max(meeting, key=_particular).multiplier if meeting else None
+
     def _factor(
         self, kind: str, price: Price, at: datetime, *, geo: str | None = None, currency: str | None = None
     ) -> Factor | None:

@@ -77,7 +77,7 @@ class ShippedBook:
         display_name, publisher, _, rows = self.models(provider)[identity]
         prices = []
         for row in rows:
-            kind, amount, context, above, start, stop, daily, source = [*row, *_USUAL[len(row) :]]
+            kind, amount, context, above, start, stop, daily, source = tuple(row) + _USUAL[len(row) :]
             token_type = self._types[kind]
             prices.append(
                 Price(

@@ -55,6 +55,43 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text, nullable=False),
     )
 
+    _catalogue()
+
+
+def _catalogue() -> None:
+    op.create_table(
+        "token_meter_catalogue",
+        sa.Column("kind", sa.Text, primary_key=True, comment="card, plan, meter, setting"),
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False, comment="its version"),
+        sa.Column("effective", sa.BigInteger, nullable=False, comment="microseconds since 1970 in UTC"),
+        sa.Column("recorded", sa.BigInteger, nullable=False),
+        sa.Column("document", sa.Text, nullable=False, comment="JSON"),
+    )
+    op.create_table(
+        "token_meter_subscriptions",
+        sa.Column("id", _ID, primary_key=True),
+        sa.Column("mode", sa.Text, nullable=False),
+        sa.Column("customer", sa.Text, nullable=False),
+        sa.Column("plan", sa.Text, nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("start", sa.BigInteger, nullable=False),
+        sa.Column("stop", sa.BigInteger, comment="not included; NULL: until further notice"),
+        sa.Column("recorded", sa.BigInteger, nullable=False),
+    )
+    op.create_index("token_meter_subscriptions_customer", "token_meter_subscriptions", ["mode", "customer", "start"])
+    op.create_table(
+        "token_meter_prices",
+        sa.Column("number", _SERIAL, primary_key=True),
+        sa.Column("price", sa.Text, nullable=False, comment="the row's own id, a hash of what it says"),
+        sa.Column("provider", sa.Text, nullable=False),
+        sa.Column("model", sa.Text, nullable=False),
+        sa.Column("status", sa.Text, nullable=False, comment="active, held or rejected; the last row of an id counts"),
+        sa.Column("recorded", sa.BigInteger, nullable=False),
+        sa.Column("document", sa.Text, nullable=False, comment="JSON"),
+    )
+    op.create_index("token_meter_prices_price", "token_meter_prices", ["price", "number"])
+
 
 def _rekey(name: str) -> None:
     # The same table with one more column in its key: SQLite cannot change a key in place.

@@ -1,0 +1,1 @@
+"""Keeps prices, rate cards, plans, subscriptions, credit and invoices in a ledger, and rates what is recorded there."""

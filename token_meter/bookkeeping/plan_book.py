@@ -1,0 +1,294 @@
+"""The plan book: rate cards, plans, meters and subscriptions as they stand in a ledger, with every earlier version."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from pydantic import BaseModel
+from sqlalchemy import Connection, func, select
+
+from token_meter.billing.cards import RateCard
+from token_meter.billing.catalogue import Catalogue, Chosen, Version
+from token_meter.billing.fields import document
+from token_meter.billing.meters import MeterDefinition, meters_of
+from token_meter.billing.plans import Plan, PlansFile, Subscription, overlapping
+from token_meter.errors import InvalidPlan
+from token_meter.ledger.rows import EPOCH, MICROSECOND
+from token_meter.ledger.tables import catalogue, state, subscriptions
+from token_meter.ledger.text import from_stored, to_stored
+
+if TYPE_CHECKING:
+    from token_meter.ledger.ledger import Ledger
+
+CARD: Final = "card"
+PLAN: Final = "plan"
+METER: Final = "meter"
+SETTING: Final = "setting"
+DEFAULT_PLAN: Final = "default_plan"
+BILL_ESTIMATED: Final = "bill_estimated"
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+class PlanBook:
+    """Reads and edits what we charge. Every edit is another version; what was charged before stays as it was.
+
+    What holds from now on holds for events that happen from now on. With a moment in the past it holds from then:
+    events that are there are rated again, and an invoice that is final gets a correction on the next one.
+    """
+
+    def __init__(self, ledger: Ledger, *, now: Callable[[], float] = time.time) -> None:
+        self._ledger = ledger
+        self._now = now
+
+    def catalogue(self) -> Catalogue:
+        """Everything, as it is now."""
+        with self._ledger.reading() as (_, connection):
+            return read_catalogue(connection)
+
+    # Rate cards and plans
+
+    def keep(self, file: PlansFile, *, effective_from: datetime | None = None) -> list[str]:
+        """Keep what a file says: what is new or different becomes another version. The labels of those.
+
+        Raises InvalidPlan for a plan that names a card or a meter that is nowhere, or a card in another currency.
+        """
+        with self._ledger.writing() as (_, connection):
+            before = read_catalogue(connection)
+            _check(file, before)
+            moment = self._moment(effective_from)
+            kept = [
+                *(self._keep(connection, METER, meter.name, meter, moment) for meter in file.meters),
+                *(self._keep(connection, CARD, card.name, card, moment) for card in file.rate_cards),
+                *(self._keep(connection, PLAN, plan.name, plan, moment) for plan in file.plans),
+            ]
+            changed = [label for label in kept if label is not None]
+            if changed:
+                touch(connection)
+        if changed:
+            self._rate(moment, f"kept {', '.join(changed)}")
+        return changed
+
+    def _keep(self, connection: Connection, kind: str, name: str, content: BaseModel, moment: datetime) -> str | None:
+        mine = (catalogue.c.kind == kind) & (catalogue.c.name == to_stored(name))
+        last = connection.execute(select(catalogue).where(mine).order_by(catalogue.c.number.desc()).limit(1)).first()
+        text = json.dumps(document(content), sort_keys=True)
+        if last is not None and last.document == text and last.effective <= _micros(moment):
+            return None
+        number = last.number + 1 if last is not None else 1
+        self._insert(connection, kind, name, number, moment, text)
+        return f"{name}@{number}"
+
+    def _insert(self, connection: Connection, kind: str, name: str, number: int, moment: datetime, text: str) -> None:
+        row = {
+            "kind": kind, "name": to_stored(name), "number": number, "effective": _micros(moment),
+            "recorded": int(self._now() * 1_000_000), "document": text,
+        }  # fmt: skip
+        connection.execute(catalogue.insert(), row)
+
+    def set_default(self, plan: str | None, *, effective_from: datetime | None = None) -> None:
+        """The plan of customers who have none of their own; None: they are at cost. Raises InvalidPlan if unknown."""
+        with self._ledger.writing() as (_, connection):
+            known = read_catalogue(connection)
+            if plan is not None:
+                _known_plan(known, plan)
+            moment = self._moment(effective_from)
+            if known.default_at(moment) == plan and not [
+                each for each in known.defaults if each.effective_from > moment
+            ]:
+                return
+            self._set(connection, DEFAULT_PLAN, {"plan": plan}, moment)
+        self._rate(moment, f"default plan {plan}")
+
+    def set_bill_estimated(self, wanted: bool) -> None:
+        """Whether usage that had to be estimated is charged. It holds for what is rated from now on."""
+        with self._ledger.writing() as (_, connection):
+            self._set(connection, BILL_ESTIMATED, {"wanted": wanted}, self._moment(None))
+
+    def _set(self, connection: Connection, name: str, content: Mapping[str, Any], moment: datetime) -> None:
+        mine = (catalogue.c.kind == SETTING) & (catalogue.c.name == name)
+        number = connection.execute(select(func.max(catalogue.c.number)).where(mine)).scalar() or 0
+        self._insert(connection, SETTING, name, number + 1, moment, json.dumps(content))
+        touch(connection)
+
+    # Subscriptions
+
+    def subscribe(
+        self,
+        customer: str,
+        plan: str,
+        *,
+        start: datetime | None = None,
+        stop: datetime | None = None,
+        mode: str = "live",
+    ) -> Subscription:
+        """Put a customer on the present version of a plan (or on `plan@2`). Returns the subscription.
+
+        A subscription without an end that is there already ends where this one starts. Raises InvalidPlan for an
+        unknown plan, and for a span that overlaps with another subscription.
+        """
+        with self._ledger.writing() as (_, connection):
+            known = read_catalogue(connection)
+            moment = self._moment(start)
+            name, version = _known_plan(known, plan)
+            made = Subscription(
+                id=f"sub_{uuid.uuid4().hex[:16]}", customer=customer, plan=name, version=version, start=moment,
+                stop=stop, mode=mode, created=self._moment(None),
+            )  # fmt: skip
+            self._insert_subscription(connection, known, made)
+        self._rate(moment, f"subscribed to {name}@{version}", customer=customer)
+        return made
+
+    def _insert_subscription(self, connection: Connection, known: Catalogue, made: Subscription) -> None:
+        if made.stop is not None and made.stop <= made.start:
+            raise InvalidPlan(f"a subscription must end after it starts: {made.start} .. {made.stop}")
+        theirs = list(known.subscriptions.get((made.mode, made.customer), ()))
+        for place, each in enumerate(theirs):
+            if each.stop is None and each.start < made.start:
+                self._stop(connection, each, made.start)
+                theirs[place] = replace(each, stop=made.start)
+        clash = overlapping(made, theirs)
+        if clash is not None:
+            until = f"until {clash.stop:%Y-%m-%d %H:%M}" if clash.stop else "without an end"
+            raise InvalidPlan(
+                f"{made.customer} has {clash.plan}@{clash.version} from {clash.start:%Y-%m-%d %H:%M} {until}: end that "
+                f"first (subscription {clash.id}), or choose another start"
+            )
+        connection.execute(
+            subscriptions.insert(),
+            {
+                "id": made.id, "mode": made.mode, "customer": to_stored(made.customer), "plan": to_stored(made.plan),
+                "version": made.version, "start": _micros(made.start),
+                "stop": None if made.stop is None else _micros(made.stop), "recorded": int(self._now() * 1_000_000),
+            },
+        )  # fmt: skip
+        touch(connection)
+
+    def unsubscribe(self, customer: str, *, at: datetime | None = None, mode: str = "live") -> Subscription:
+        """End a customer's subscription. Raises InvalidPlan if none is in force then."""
+        with self._ledger.writing() as (_, connection):
+            moment = self._moment(at)
+            known = read_catalogue(connection)
+            found = known.subscription_at(mode, customer, moment)
+            if found is None:
+                raise InvalidPlan(f"{customer} has no subscription at {moment:%Y-%m-%d %H:%M}")
+            if found.start == moment:
+                raise InvalidPlan(f"the subscription of {customer} starts at {moment:%Y-%m-%d %H:%M}: end it later")
+            self._stop(connection, found, moment)
+            touch(connection)
+        self._rate(moment, f"unsubscribed from {found.plan}", customer=customer)
+        return replace(found, stop=moment)
+
+    def _stop(self, connection: Connection, subscription: Subscription, moment: datetime) -> None:
+        mine = subscriptions.update().where(subscriptions.c.id == subscription.id)
+        connection.execute(mine.values(stop=_micros(moment)))
+
+    # Inside
+
+    def _moment(self, given: datetime | None) -> datetime:
+        if given is not None:
+            return given if given.tzinfo is not None else given.replace(tzinfo=UTC)
+        return EPOCH + MICROSECOND * int(self._now() * 1_000_000)
+
+    def _rate(self, since: datetime, reason: str, **filters: Any) -> None:
+        """What is there already from that moment on is rated by what holds now."""
+        if self._ledger.rater is not None:
+            self._ledger.rate_again(since=since, reason=reason, **filters)
+
+
+def read_catalogue(connection: Connection) -> Catalogue:
+    """The catalogue as it stands in the ledger."""
+    kinds: dict[str, dict[str, list[Any]]] = {CARD: {}, PLAN: {}, METER: {}, SETTING: {}}
+    for row in connection.execute(select(catalogue).order_by(catalogue.c.number)):
+        kinds.setdefault(row.kind, {}).setdefault(from_stored(row.name), []).append(row)
+    meters = [MeterDefinition.model_validate(json.loads(rows[-1].document)) for rows in kinds[METER].values()]
+    chosen = [
+        Chosen(_time(row.effective), json.loads(row.document)["plan"]) for row in kinds[SETTING].get(DEFAULT_PLAN, ())
+    ]
+    estimated = kinds[SETTING].get(BILL_ESTIMATED)
+    by_customer: dict[tuple[str, str], list[Subscription]] = {}
+    for row in connection.execute(select(subscriptions).order_by(subscriptions.c.start)):
+        made = Subscription(
+            id=row.id,
+            customer=from_stored(row.customer),
+            plan=from_stored(row.plan),
+            version=row.version,
+            start=_time(row.start),
+            stop=None if row.stop is None else _time(row.stop),
+            mode=row.mode,
+            created=_time(row.recorded),
+        )
+        by_customer.setdefault((made.mode, made.customer), []).append(made)
+    return Catalogue(
+        cards={name: _versions(rows, RateCard) for name, rows in kinds[CARD].items()},
+        plans={name: _versions(rows, Plan) for name, rows in kinds[PLAN].items()},
+        meters=meters_of(meters),
+        subscriptions=by_customer,
+        defaults=sorted(chosen, key=lambda each: each.effective_from),
+        bill_estimated=json.loads(estimated[-1].document)["wanted"] if estimated else True,
+    )
+
+
+def touch(connection: Connection) -> None:
+    """Tell every process that records into this ledger to read prices and plans anew."""
+    connection.execute(state.update().values(catalogue=state.c.catalogue + 1))
+
+
+def _versions(rows: Sequence[Any], kind: type[Any]) -> list[Version[Any]]:
+    return [Version(row.number, _time(row.effective), kind.model_validate(json.loads(row.document))) for row in rows]
+
+
+def _check(file: PlansFile, before: Catalogue) -> None:
+    """What plans and cards name must be there."""
+    meters = meters_of([*before.meters.values(), *file.meters])
+    cards = {name: versions[-1].content for name, versions in before.cards.items()}
+    cards |= {card.name: card for card in file.rate_cards}
+    for card in file.rate_cards:
+        for rate in card.rates:
+            _known_meter(rate.meter, meters, f"rate card {card.name}")
+    for plan in file.plans:
+        for rate in plan.rates:
+            _known_meter(rate.meter, meters, f"plan {plan.name}")
+        for included in plan.included:
+            _known_meter(included.meter, meters, f"plan {plan.name}")
+        for label in plan.rate_cards:
+            name = label.partition("@")[0]
+            if name not in cards:
+                raise InvalidPlan(f"plan {plan.name}: there is no rate card {name!r}. Known: {_listed(cards)}")
+            if cards[name].currency != plan.currency:
+                raise InvalidPlan(
+                    f"plan {plan.name} is in {plan.currency}, its rate card {name} in {cards[name].currency}: "
+                    "give both the same currency"
+                )
+
+
+def _known_meter(name: str, meters: Mapping[str, MeterDefinition], where: str) -> None:
+    if name not in meters:
+        raise InvalidPlan(f"{where}: there is no meter {name!r}. Known: {_listed(meters)}. Declare it under `meters`.")
+
+
+def _known_plan(known: Catalogue, label: str) -> tuple[str, int]:
+    name, _, pinned = label.partition("@")
+    versions = known.plans.get(name, ())
+    wanted = int(pinned) if pinned.isdigit() else (versions[-1].number if versions else 0)
+    if not any(each.number == wanted for each in versions):
+        raise InvalidPlan(f"there is no plan {label!r}. Known: {_listed(known.plans)}")
+    return name, wanted
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _micros(moment: datetime) -> int:
+    return (moment - EPOCH) // MICROSECOND
+
+
+def _time(micros: int) -> datetime:
+    return EPOCH + MICROSECOND * micros
