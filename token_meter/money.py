@@ -108,7 +108,7 @@ def shares(amounts: Sequence[Decimal], currency: str, rounding: str = "half_even
         EXACT.subtract(floor, unit) if floor > amount else floor for floor, amount in zip(floors, amounts, strict=True)
     ]
     missing = int(EXACT.divide_int(EXACT.subtract(goal, total(floors)), unit))
-    lost = sorted(range(len(amounts)), key=lambda place: (floors[place] - amounts[place], place))
+    lost = sorted(range(len(amounts)), key=lambda place: (EXACT.subtract(floors[place], amounts[place]), place))
     for place in lost[: max(0, missing)]:
         floors[place] = EXACT.add(floors[place], unit)
     return [floor.quantize(unit, context=EXACT) for floor in floors]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from datetime import UTC, timedelta
 from zoneinfo import ZoneInfo
 
@@ -13,17 +14,41 @@ def usage(events, *, by, bucket=None, time_zone="UTC", since=None, until=None, *
     """What `Ledger.usage` should answer, as a set of (group, usage, events)."""
     zone = UTC if time_zone == "UTC" else ZoneInfo(time_zone)
     groups = defaultdict(list)
-    for event in events:
+    for event in as_they_count(events):
         if (since is None or event.time >= since) and (until is None or event.time < until) and matches(event, wanted):
             start = {"bucket": bucket_start(event.time.astimezone(zone), bucket).isoformat()} if bucket else {}
             plain = {name: value(event, name) for name in by if name not in ("token_type", "headline")}
             groups[frozenset({**start, **plain}.items())].append(event)
     rows = set()
     for group, members in groups.items():
-        total = sum((event.usage for event in members), Usage())
+        total = summed(members)
+        count = sum(sign(event) for event in members)
+        if not count and not total:
+            continue
         for types, part in split(by, total):
-            rows.add((frozenset({*group, *types.items()}), part, len(members)))
+            rows.add((frozenset({*group, *types.items()}), part, count))
     return rows
+
+
+def sign(event):
+    return 1 if event.corrects is None else -1
+
+
+def summed(events):
+    """The usage of these events, less that of corrections."""
+    total = {}
+    for event in events:
+        for name, quantity in event.usage.items():
+            total[name] = total.get(name, 0) + sign(event) * quantity
+    return Usage.of({name: quantity for name, quantity in total.items() if quantity})
+
+
+def as_they_count(events):
+    """A correction counts where the event it names does."""
+    known = {event.id: event for event in events}
+    for event in events:
+        original = known.get(event.corrects)
+        yield event if original is None else replace(original, id=event.id, usage=event.usage, corrects=event.corrects)
 
 
 def answered(rows):

@@ -51,7 +51,7 @@ some_events = st.lists(
         model=names,
         status=st.sampled_from(["complete", "estimated"]),
         mode=st.sampled_from(["live", "test"]),
-        corrects=st.none() | st.just("evt_0"),
+        corrects=st.none() | st.just("evt_0") | st.sampled_from([f"#{number}" for number in range(8)]),
         price_context=st.sampled_from([{}, {"batch": True}]),
         dimensions=st.dictionaries(st.sampled_from(["feature", "undeclared", "Ω\0"]), st.sampled_from(["x", "y\0"])),
     ),
@@ -101,11 +101,21 @@ questions = st.fixed_dictionaries(
 )
 
 
+def correcting(event, batch, run):
+    """The event, with `#3` for the third of the batch; what corrects nothing of the batch that counts corrects nothing."""
+    if event.corrects is None or not event.corrects.startswith("#"):
+        return event
+    number = int(event.corrects[1:])
+    plain = number < len(batch) and batch[number].corrects is None
+    return replace(event, corrects=f"{run}/{number}" if plain else None)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=some_events, asked=st.lists(questions, min_size=1, max_size=4), size=st.integers(1, 25))
 def test_every_answer_equals_the_sum_over_the_events(ledger, batch, asked, size):
     run = uuid4().hex
     batch = [replace(event, id=f"{run}/{number}", meter=run) for number, event in enumerate(batch)]
+    batch = [correcting(event, batch, run) for event in batch]
     for start in range(0, len(batch), size):
         ledger.record(batch[start : start + size])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final, Literal, Self
 
@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from token_meter.billing.cards import Rate, RateCard
 from token_meter.billing.fields import Amount, Currency, Frozen, MeterName, Name, Quantity, Share, Text, given
 from token_meter.billing.meters import LLM_TOKENS, MeterDefinition
+from token_meter.money import EXACT
 
 PERIODS: Final = ("day", "week", "month", "quarter", "year")
 LEVELS: Final = ("token_type", "model", "meter", "total")
@@ -139,8 +140,7 @@ class Period:
     @property
     def days(self) -> Decimal:
         """How many days it has, exact."""
-        seconds = Decimal((self.stop - self.start) // _MICROSECOND)
-        return seconds / Decimal(86_400_000_000)
+        return EXACT.divide(Decimal((self.stop - self.start) // _MICROSECOND), Decimal(86_400_000_000))
 
     def within(self, other: Period) -> Period | None:
         """What both have in common."""
@@ -148,7 +148,7 @@ class Period:
         return Period(start, stop) if start < stop else None
 
 
-_MICROSECOND: Final = datetime.resolution
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def period_of(moment: datetime, every: str, anchor: datetime | None = None) -> Period:
@@ -187,8 +187,6 @@ _MONTHS: Final = {"month": 1, "quarter": 3, "year": 12}
 def start_of(number: int, every: str, base: datetime) -> datetime:
     """When the period with this number, counted from the base, begins."""
     if every in _DAYS:
-        from datetime import timedelta
-
         return base + timedelta(days=number * _DAYS[every])
     months = base.year * 12 + base.month - 1 + number * _MONTHS[every]
     year, month = divmod(months, 12)

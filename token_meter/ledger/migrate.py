@@ -90,7 +90,7 @@ def _declare(store: Store, connection: Connection, new: Sequence[str]) -> None:
 def _create_state(connection: Connection) -> None:
     if connection.execute(select(state.c.id)).first() is None:
         now = time.time_ns() // 1000
-        connection.execute(state.insert(), {"id": 1, "generation": 1, "created": now, "catalogue": 0})
+        connection.execute(state.insert(), {"id": 1, "generation": 1, "created": now, "catalogue": 0, "closed": 0})
 
 
 def _upgrade(connection: Connection) -> None:

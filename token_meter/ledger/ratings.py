@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, select
 
 from token_meter.event import MeterEvent
+from token_meter.ledger.corrections import corrections_of, originals, placed, rating_text
+from token_meter.ledger.lateness import mark_late
 from token_meter.ledger.rater import Rater, Rating
 from token_meter.ledger.rollups import REMEMBERED_MAX, Memory, Rollups
 from token_meter.ledger.rows import Measure, Prepared, event_of, measure_of
 from token_meter.ledger.store import Store
 from token_meter.ledger.tables import events, ratings, reratings
-from token_meter.ledger.text import to_json
+from token_meter.ledger.text import to_json, to_stored
 
 PAGE: Final = 1_000
 """So many events are rated again in one transaction."""
@@ -61,10 +63,17 @@ class Ratings:
     def written(self, prepared: Sequence[Prepared]) -> dict[str, Written]:
         """How these events are to be written, by id."""
         numbered = self.numbers([each.event for each in prepared])
-        return {
+        written = {
             each.id: Written((*each.row, of.text, of.pending), each.measure._replace(rating=of.numbers))
             for each, of in zip(prepared, numbered, strict=True)
         }
+        corrected = originals(self._connection, prepared, {name: each.measure for name, each in written.items()})
+        for each in prepared:
+            if each.event.corrects:
+                measure = placed(written[each.id].measure, corrected.get(to_stored(each.event.corrects)))
+                row = (*each.row, rating_text(measure), 0)  # it is rated with the event it names
+                written[each.id] = Written(row, measure)
+        return written
 
     def numbers(self, given: Sequence[MeterEvent]) -> list[Numbered]:
         """The ratings of these events."""
@@ -145,17 +154,21 @@ def rate_again(
     """
     rollups = Rollups(store, connection, memory)
     again = Ratings(store, connection, memory, rater, catalogue=rollups.catalogue)
-    page = select(events).where(*where).order_by(events.c.time, events.c.id).limit(PAGE)
+    page = select(events).where(*where, events.c.corrects.is_(None)).order_by(events.c.time, events.c.id).limit(PAGE)
     if after is not None:
         time, identity = after
         page = page.where((events.c.time > time) | ((events.c.time == time) & (events.c.id > identity)))
     rows = connection.execute(page.with_for_update()).all()
     numbered = again.numbers([event_of(row) for row in rows])
     changed = [(row, of) for row, of in zip(rows, numbered, strict=True) if row.rating != of.text]
-    moved = [(measure_of(row), of) for row, of in changed]
-    rollups.add([*((each, -1) for each, _ in moved), *((each._replace(rating=of.numbers), 1) for each, of in moved)])
+    moved = {
+        row.id: (before, before._replace(rating=of.numbers)) for row, of in changed for before in [measure_of(row)]
+    }
+    rollups.add([*((before, -1) for before, _ in moved.values()), *((now, 1) for _, now in moved.values())])
+    rollups.add(_with_corrections(connection, moved))
     if changed:
         _post(connection, changed, recorded, reason)
+        mark_late(connection, rollups.closed, ((name, now) for name, (_, now) in moved.items()))
     end = (rows[-1].time, rows[-1].id) if len(rows) == PAGE else None
 
     def remember() -> None:
@@ -165,18 +178,24 @@ def rate_again(
     return Rerated(len(rows), len(changed), end), remember
 
 
+def _with_corrections(
+    connection: Connection, moved: Mapping[str, tuple[Measure, Measure]]
+) -> Iterator[tuple[Measure, int]]:
+    """Corrections of events that are rated again are rated like them."""
+    for row in corrections_of(connection, moved):
+        before, now = moved[row.corrects]
+        after = placed(measure_of(row), now)
+        yield placed(measure_of(row), before), -1
+        yield after, 1
+        connection.execute(events.update().where(events.c.id == row.id).values(rating=rating_text(after)))
+
+
 def _post(connection: Connection, changed: Sequence[tuple[Row[Any], Numbered]], recorded: int, reason: str) -> None:
     """Point the events at their new ratings, and write down what was before for those that had one."""
     again = [(row, of) for row, of in changed if row.rating is not None]
-    counts: dict[str, int] = {}
-    for start in range(0, len(again), _CHUNK):
-        mine = reratings.c.event_id.in_([row.id for row, _ in again[start : start + _CHUNK]])
-        counted = select(reratings.c.event_id, func.count()).where(mine).group_by(reratings.c.event_id)
-        counts |= {row[0]: row[1] for row in connection.execute(counted)}
     posted = [
         {
             "event_id": row.id,
-            "number": counts.get(row.id, 0) + 1,
             "before": row.rating,
             "after": of.text,
             "recorded": recorded,

@@ -22,7 +22,9 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, select
 
 from token_meter.event import MeterEvent
+from token_meter.ledger.corrections import corrections_of, measures_of, placed, rating_text
 from token_meter.ledger.first_sight import FirstSight
+from token_meter.ledger.lateness import mark_late
 from token_meter.ledger.migrate import HEAD, newer
 from token_meter.ledger.rater import Rater
 from token_meter.ledger.ratings import Ratings, Written
@@ -64,8 +66,13 @@ def record(
     written = ratings.written(ordered)
     inserted = store.insert_events(connection, [written[each.id].row for each in ordered])
     outcome.added.extend(written[each.id].measure for each in ordered if each.id in inserted)
+    if inserted:
+        mark_late(
+            connection, rollups.closed, ((each.id, written[each.id].measure) for each in ordered if each.id in inserted)
+        )
+        _move_corrections(connection, inserted, written, outcome, rollups.closed)
     if len(inserted) < len(ordered):
-        _meet(connection, [each for each in ordered if each.id not in inserted], written, outcome)
+        _meet(connection, [each for each in ordered if each.id not in inserted], written, outcome, rollups.closed)
     moment = batch[0].row[-1]
     first_sight = FirstSight(store, connection, memory)
     first_sight.meet(outcome.added, moment)
@@ -78,6 +85,21 @@ def record(
         ratings.remember()
 
     return Recorded(len(outcome.added), outcome.duplicates, len(outcome.conflicts)), remember
+
+
+def _move_corrections(
+    connection: Connection, inserted: set[str], written: Mapping[str, Written], outcome: Outcome, closed: int
+) -> None:
+    """Corrections that came before the event they name count there from now on."""
+    for row in corrections_of(connection, inserted):
+        if row.id in inserted:
+            continue  # it came in the same batch and knew where it belongs
+        before = placed(measure_of(row), None)
+        after = placed(measure_of(row), written[row.corrects].measure)
+        outcome.removed.append(before)
+        outcome.added.append(after)
+        mark_late(connection, closed, [(row.id, after)])
+        connection.execute(events.update().where(events.c.id == row.id).values(rating=rating_text(after)))
 
 
 def _fold(batch: Sequence[Prepared], outcome: Outcome) -> dict[str, Prepared]:
@@ -108,7 +130,7 @@ def _refuse(offered: Prepared, digest: bytes, placeholder: bool, outcome: Outcom
 
 
 def _meet(
-    connection: Connection, offered: Sequence[Prepared], written: Mapping[str, Written], outcome: Outcome
+    connection: Connection, offered: Sequence[Prepared], written: Mapping[str, Written], outcome: Outcome, closed: int
 ) -> None:
     """Compare events whose ids are already there with what is there."""
     there = _existing(connection, [each.id for each in offered])
@@ -117,6 +139,7 @@ def _meet(
         kept_is_placeholder = is_placeholder(row.status, json.loads(row.usage))
         if bytes(row.digest) != each.digest and kept_is_placeholder and not each.placeholder:
             _supersede(connection, each.id, written[each.id], row, outcome)
+            mark_late(connection, closed, [(each.id, written[each.id].measure)])
         else:
             _refuse(each, bytes(row.digest), kept_is_placeholder, outcome)
 
@@ -135,7 +158,7 @@ def _supersede(connection: Connection, id: str, real: Written, row: Row[Any], ou
     values = dict(zip(COLUMNS, real.row, strict=True))
     connection.execute(events.update().where(events.c.id == id).values(values))
     outcome.superseded.append((event_of(row), bytes(row.digest)))
-    outcome.removed.append(measure_of(row))
+    outcome.removed.extend(measures_of(connection, [row]))
     outcome.added.append(real.measure)
 
 

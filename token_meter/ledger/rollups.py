@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select, text
 
+from token_meter.ledger.corrections import measures_of
 from token_meter.ledger.rater import UNRATED, Rating
-from token_meter.ledger.rows import Measure, measure_of
+from token_meter.ledger.rows import Measure
 from token_meter.ledger.store import QuantityRow, Store
 from token_meter.ledger.tables import (
     DIMENSION_VALUES_MAX,
@@ -39,7 +40,7 @@ _CHUNK: Final = 500
 _REBUILD_PAGE: Final = 2_000
 _LOW: Final = 2**32 - 1
 _STATE: Final = text(
-    f"SELECT s.generation, s.catalogue, v.version_num FROM {state.name} AS s CROSS JOIN {VERSION_TABLE} AS v "
+    f"SELECT s.generation, s.catalogue, s.closed, v.version_num FROM {state.name} AS s CROSS JOIN {VERSION_TABLE} AS v "
     "WHERE s.id = 1"
 )
 
@@ -74,7 +75,7 @@ class Rollups:
         self._memory = memory
         self._new_series: dict[SeriesKey, int] = {}
         self._new_values: set[DimensionValue] = set()
-        generation, self.catalogue, self.revision = connection.execute(_STATE).one()
+        generation, self.catalogue, self.closed, self.revision = connection.execute(_STATE).one()
         if generation != memory.generation:
             self._forget(generation)
 
@@ -85,7 +86,8 @@ class Rollups:
         if unknown:
             self._number(unknown)
         totals: Totals = {}
-        for key, measure, sign in keyed:
+        for key, measure, direction in keyed:
+            sign = direction * measure.sign
             number = self._memory.series.get(key) or self._new_series[key]
             sums = totals.setdefault((measure.hour, number), {})
             rating = measure.rating
@@ -195,7 +197,7 @@ def _pages(connection: Connection) -> Iterator[list[Measure]]:
         rows = connection.execute(page).all()
         if not rows:
             return
-        yield [measure_of(row) for row in rows]
+        yield measures_of(connection, rows)
         after = rows[-1].id
 
 

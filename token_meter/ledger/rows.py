@@ -50,6 +50,8 @@ class Measure(NamedTuple):
     dimensions: Mapping[str, str]
     usage: Mapping[str, int]
     rating: Mapping[str, int] = MappingProxyType({})
+    sign: int = 1
+    """-1: its quantities are taken away."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,6 +182,7 @@ state: Final = Table(
     Column("generation", BigInteger, nullable=False, comment="grows when series are renumbered"),
     Column("created", BigInteger, nullable=False),
     Column("catalogue", BigInteger, nullable=False, comment="grows when prices, plans or subscriptions change"),
+    Column("closed", BigInteger, nullable=False, comment="until when invoices are final"),
 )
 
 ratings: Final = Table(
@@ -198,12 +199,63 @@ ratings: Final = Table(
 reratings: Final = Table(
     PREFIX + "reratings",
     metadata,
-    Column("event_id", _Id, primary_key=True),
-    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("number", _Serial, primary_key=True),
+    Column("event_id", _Id, nullable=False),
     Column("before", Text, comment="JSON, as events.rating"),
     Column("after", Text, nullable=False, comment="JSON, as events.rating"),
     Column("recorded", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
+)
+Index(PREFIX + "reratings_event", reratings.c.event_id, reratings.c.number)
+
+late: Final = Table(
+    PREFIX + "late",
+    metadata,
+    Column("number", _Serial, primary_key=True),
+    Column("mode", Text, nullable=False),
+    Column("customer", Text),
+    Column("event_id", _Id, nullable=False),
+    Column("time", BigInteger, nullable=False, comment="when it counts; an invoice may be final for that"),
+)
+Index(PREFIX + "late_customer", late.c.mode, late.c.customer, late.c.number)
+
+invoices: Final = Table(
+    PREFIX + "invoices",
+    metadata,
+    Column("mode", Text, primary_key=True),
+    Column("number", Text, primary_key=True),
+    Column("kind", Text, nullable=False, comment="invoice, or credit_note"),
+    Column("customer", Text, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("stop", BigInteger, nullable=False),
+    Column("state", Text, nullable=False, comment="final or void"),
+    Column("currency", Text, nullable=False),
+    Column("due_amount", Text, nullable=False),
+    Column("issued", BigInteger, nullable=False),
+    Column("paid", BigInteger),
+    Column("changed", Text, comment="JSON: why it is void, how it was paid"),
+    Column("concerns", Text, comment="the invoice that a credit note is about"),
+    Column("document", Text, nullable=False, comment="the invoice itself, JSON"),
+    Column("inputs", Text, nullable=False, comment="JSON: what it was drawn up from"),
+    Column("digest", LargeBinary, nullable=False, comment="of document and inputs"),
+)
+_FINAL: Final = text("state = 'final' AND kind = 'invoice'")
+Index(
+    PREFIX + "invoices_period",
+    invoices.c.mode,
+    invoices.c.customer,
+    invoices.c.start,
+    invoices.c.stop,
+    unique=True,
+    sqlite_where=_FINAL,
+    postgresql_where=_FINAL,
+)
+
+counters: Final = Table(
+    PREFIX + "counters",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", BigInteger, nullable=False),
 )
 
 catalogue: Final = Table(

@@ -25,6 +25,7 @@ from sqlalchemy import (
     true,
 )
 
+from token_meter.ledger.corrections import as_they_count
 from token_meter.ledger.periods import DAY, Bucket, Cover, Slice, Span, cover, cover_by_events, slices
 from token_meter.ledger.query import matching, read_bounds, total_of
 from token_meter.ledger.rows import rolled_context
@@ -120,8 +121,9 @@ def queries(store: Store, filters: Filters, names: Sequence[str], covered: Cover
     if covered.hours:
         yield _grouped(_from_rollup(store, filters, names, hours, covered.hours))
     if covered.events:
-        yield _grouped(_from_events(store, filters, names, covered.events, counting=False))
-        yield _grouped(_from_events(store, filters, names, covered.events, counting=True))
+        for table, sign in ((events, 1), (as_they_count(), -1)):
+            yield _grouped(_from_events(store, filters, names, covered.events, table, sign, counting=False))
+            yield _grouped(_from_events(store, filters, names, covered.events, table, sign, counting=True))
 
 
 def _grouped(rows: Subquery) -> Select[Any]:
@@ -148,13 +150,21 @@ def _from_rollup(
 
 
 def _from_events(
-    store: Store, filters: Filters, names: Sequence[str], spans: Sequence[Span], *, counting: bool
+    store: Store,
+    filters: Filters,
+    names: Sequence[str],
+    spans: Sequence[Span],
+    table: FromClause,
+    sign: int,
+    *,
+    counting: bool,
 ) -> Subquery:
-    listed, within = _spans(spans, events.c.time, listing=False)
-    source = listed.join(events, within)
+    """Quantities of single events; those of corrections are taken away (`sign` -1) where they count."""
+    listed, within = _spans(spans, table.c.time, listing=False)
+    source = listed.join(table, within)
     quantity, high, low = _literal(f"'{EVENTS}'"), _literal("0"), _literal("1")
     if not counting:
-        unfolded = store.unfold(events.c.usage)
+        unfolded = store.unfold(table.c.usage)
         source = source.join(unfolded, true())
         value = cast(unfolded.c.value, BigInteger)
         quantity = unfolded.c.key
@@ -162,13 +172,13 @@ def _from_events(
     return (
         select(
             listed.c.column3.label("bucket"),
-            *_group_columns(store, events, names, store.member(events.c.rating, quantity)),
+            *_group_columns(store, table, names, store.member(table.c.rating, quantity)),
             quantity.label("quantity"),
-            high.label("high"),
-            low.label("low"),
+            (high * _literal(str(sign))).label("high"),
+            (low * _literal(str(sign))).label("low"),
         )
         .select_from(source)
-        .where(*matching(store, events, filters))
+        .where(*matching(store, table, filters), *([table.c.corrects.is_(None)] if sign > 0 else []))
         .subquery()
     )
 
@@ -185,8 +195,8 @@ def _group_columns(
 
 
 def _group_column(store: Store, table: FromClause, name: str) -> ColumnElement[Any]:
-    if name == "correction" and table is events:
-        return events.c.corrects.is_not(None)
+    if name == "correction" and table is not series:
+        return table.c.corrects.is_not(None)
     if name in COLUMNS:
         return table.c[name]
     return store.member(table.c.dimensions, to_stored(name))

@@ -47,15 +47,62 @@ def upgrade() -> None:
     )
     op.create_table(
         "token_meter_reratings",
-        sa.Column("event_id", _ID, primary_key=True),
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("number", _SERIAL, primary_key=True),
+        sa.Column("event_id", _ID, nullable=False),
         sa.Column("before", sa.Text, comment="JSON, as events.rating"),
         sa.Column("after", sa.Text, nullable=False, comment="JSON, as events.rating"),
         sa.Column("recorded", sa.BigInteger, nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
     )
 
+    op.create_index("token_meter_reratings_event", "token_meter_reratings", ["event_id", "number"])
     _catalogue()
+    _invoices()
+
+
+def _invoices() -> None:
+    op.add_column(
+        "token_meter_state",
+        sa.Column("closed", sa.BigInteger, nullable=False, server_default="0", comment="until when invoices are final"),
+    )
+    op.create_table(
+        "token_meter_late",
+        sa.Column("number", _SERIAL, primary_key=True),
+        sa.Column("mode", sa.Text, nullable=False),
+        sa.Column("customer", sa.Text),
+        sa.Column("event_id", _ID, nullable=False),
+        sa.Column("time", sa.BigInteger, nullable=False, comment="when it counts; an invoice may be final for that"),
+    )
+    op.create_index("token_meter_late_customer", "token_meter_late", ["mode", "customer", "number"])
+    op.create_table(
+        "token_meter_invoices",
+        sa.Column("mode", sa.Text, primary_key=True),
+        sa.Column("number", sa.Text, primary_key=True),
+        sa.Column("kind", sa.Text, nullable=False, comment="invoice, or credit_note"),
+        sa.Column("customer", sa.Text, nullable=False),
+        sa.Column("start", sa.BigInteger, nullable=False),
+        sa.Column("stop", sa.BigInteger, nullable=False),
+        sa.Column("state", sa.Text, nullable=False, comment="final or void"),
+        sa.Column("currency", sa.Text, nullable=False),
+        sa.Column("due_amount", sa.Text, nullable=False),
+        sa.Column("issued", sa.BigInteger, nullable=False),
+        sa.Column("paid", sa.BigInteger),
+        sa.Column("changed", sa.Text, comment="JSON: why it is void, how it was paid"),
+        sa.Column("concerns", sa.Text, comment="the invoice that a credit note is about"),
+        sa.Column("document", sa.Text, nullable=False, comment="the invoice itself, JSON"),
+        sa.Column("inputs", sa.Text, nullable=False, comment="JSON: what it was drawn up from"),
+        sa.Column("digest", sa.LargeBinary, nullable=False, comment="of document and inputs"),
+    )
+    final = sa.text("state = 'final' AND kind = 'invoice'")
+    op.create_index(
+        "token_meter_invoices_period", "token_meter_invoices", ["mode", "customer", "start", "stop"], unique=True,
+        sqlite_where=final, postgresql_where=final,
+    )  # fmt: skip
+    op.create_table(
+        "token_meter_counters",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("value", sa.BigInteger, nullable=False),
+    )
 
 
 def _catalogue() -> None:

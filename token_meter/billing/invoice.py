@@ -1,0 +1,303 @@
+"""An invoice: lines with the math printed, rounded once so that they sum to the total, and its JSON form.
+
+`draw_up` is a function of what it is given: the same segments, corrections and credit give the same bytes, which is how
+a final invoice is verified.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final, Literal
+
+from token_meter.billing.lines import Held, Line, Segment, lines_of
+from token_meter.billing.meters import MeterDefinition
+from token_meter.billing.plans import Period
+from token_meter.money import EXACT, ZERO, decimal_of, plain, rounded, shares, total
+from token_meter.prices.price import moment_of, moment_text
+
+FORMAT: Final = 1
+"""The version of the JSON form; a later one reads the earlier ones."""
+
+Level = Literal["token_type", "model", "meter", "total"]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What an earlier period comes to now beyond what was invoiced for it: late events, voids, corrected prices."""
+
+    invoice: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Invoice:
+    """What a customer owes for a billing period. `number` is None as long as it is a draft."""
+
+    customer: str
+    mode: str
+    period: Period
+    currency: str
+    lines: tuple[Line, ...]
+    held: tuple[Held, ...] = ()
+    plan: str = ""
+    rounding: str = "half_even"
+    show: str = "token_type"
+    number: str | None = None
+    state: str = "draft"
+    issued: datetime | None = None
+    due: datetime | None = None
+    seller: Mapping[str, Any] = field(default_factory=dict)
+    buyer: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def subtotal(self) -> Decimal:
+        """Everything before tax and credit, rounded."""
+        return total(line.amount or ZERO for line in self.lines if line.kind not in ("tax", "credit"))
+
+    @property
+    def total(self) -> Decimal:
+        """With tax, before credit."""
+        return total(line.amount or ZERO for line in self.lines if line.kind != "credit")
+
+    @property
+    def due_amount(self) -> Decimal:
+        """What is left to pay."""
+        return total(line.amount or ZERO for line in self.lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The invoice for programs, and as it is kept: money as text, every factor named."""
+        return {
+            "format": FORMAT,
+            "number": self.number,
+            "state": self.state,
+            "customer": self.customer,
+            "mode": self.mode,
+            "plan": self.plan,
+            "currency": self.currency,
+            "period_start": moment_text(self.period.start),
+            "period_stop": moment_text(self.period.stop),
+            "issued": moment_text(self.issued),
+            "due": moment_text(self.due),
+            "rounding": self.rounding,
+            "show": self.show,
+            "seller": dict(self.seller),
+            "buyer": dict(self.buyer),
+            "lines": [line.to_json() for line in self.lines],
+            "held": [each.to_json() for each in self.held],
+            "subtotal": f"{self.subtotal:f}",
+            "total": f"{self.total:f}",
+            "due_amount": f"{self.due_amount:f}",
+            "notes": list(self.notes),
+        }
+
+    def text(self) -> str:
+        """Its bytes: canonical JSON. What is final is kept and compared as this."""
+        return json.dumps(self.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Invoice:
+        """Read what `to_json` wrote. Raises ValueError for anything else."""
+        try:
+            return cls(
+                customer=document["customer"],
+                mode=document["mode"],
+                period=_period(document["period_start"], document["period_stop"]),
+                currency=document["currency"],
+                lines=tuple(map(_line, document["lines"])),
+                held=tuple(Held(**each) for each in document["held"]),
+                plan=document["plan"],
+                rounding=document["rounding"],
+                show=document["show"],
+                number=document["number"],
+                state=document["state"],
+                issued=moment_of(document["issued"]),
+                due=moment_of(document["due"]),
+                seller=document["seller"],
+                buyer=document["buyer"],
+                notes=tuple(document["notes"]),
+            )
+        except (KeyError, TypeError, ValueError) as problem:
+            raise ValueError(f"this is no invoice ({problem})") from None
+
+    def collapsed(self, level: str | None = None) -> list[Line]:
+        """The lines as the customer is to see them: usage summed up to this level; amounts stay what they are."""
+        wanted = level or self.show
+        if wanted == "token_type":
+            return list(self.lines)
+        merged: dict[tuple[Any, ...], Line] = {}
+        for line in self.lines:
+            key = _collapse_key(line, wanted)
+            merged[key] = _together(merged[key], line, wanted) if key in merged else _first(line, wanted)
+        return list(merged.values())
+
+
+def draw_up(
+    segments: Sequence[Segment],
+    *,
+    customer: str,
+    mode: str,
+    period: Period,
+    currency: str,
+    meters: Mapping[str, MeterDefinition],
+    corrections: Sequence[Correction] = (),
+    credit: Decimal = ZERO,
+    tax_percent: Decimal | None = None,
+    rounding: str = "half_even",
+    show: str = "token_type",
+    seller: Mapping[str, Any] | None = None,
+    buyer: Mapping[str, Any] | None = None,
+) -> Invoice:
+    """Draw up an invoice. `credit` is the balance that may be used; `tax_percent` goes on what is left after discounts.
+
+    Every line is exact first; then they are rounded together (largest remainder), so that they sum to the rounded
+    total.
+    """
+    lines: list[Line] = []
+    held: list[Held] = []
+    for segment in segments:
+        mine, missing = lines_of(segment, meters)
+        lines += mine
+        held += missing
+    lines += [line for correction in corrections for line in correction.lines]
+    amounts = shares([line.exact for line in lines], currency, rounding)
+    lines = [replace(line, amount=amount) for line, amount in zip(lines, amounts, strict=True)]
+    subtotal = total(amounts)
+    if tax_percent is not None and tax_percent and subtotal > ZERO:
+        lines.append(_tax(subtotal, tax_percent, period, currency, rounding))
+    owed = total(line.amount or ZERO for line in lines)
+    if credit > ZERO and owed > ZERO:
+        used = min(rounded(credit, currency, "down"), owed)
+        if used:
+            taken = EXACT.minus(used)
+            lines.append(Line("credit", "credit", "Credit", period, taken, amount=taken))
+    return Invoice(
+        customer=customer,
+        mode=mode,
+        period=period,
+        currency=currency,
+        lines=tuple(lines),
+        held=tuple(held),
+        plan=", ".join(dict.fromkeys(segment.label for segment in segments)),
+        rounding=rounding,
+        show=show,
+        seller=seller or {},
+        buyer=buyer or {},
+    )
+
+
+def corrections_to(invoiced: Sequence[Line], now: Sequence[Line], *, number: str) -> Correction | None:
+    """What a period comes to now beyond what was invoiced for it, line by line; None: nothing.
+
+    `invoiced` are the lines of its final invoice and every correction since. Fees and the like are compared too, so a
+    plan that was changed for the past is corrected as well.
+    """
+    before, after = _by_key(invoiced), _by_key(now)
+    lines = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        old, new = before.get(key), after.get(key)
+        exact = EXACT.subtract(new.exact if new else ZERO, old.exact if old else ZERO)
+        if not exact:
+            continue
+        base = new or old
+        assert base is not None
+        quantity = None
+        if base.quantity is not None:
+            quantity = ((new.quantity or 0) if new else 0) - ((old.quantity or 0) if old else 0)
+        title = f"Correction of {number}: {base.title}"
+        lines.append(replace(base, kind="correction", title=title, exact=exact, quantity=quantity, amount=None))
+    return Correction(number, tuple(lines)) if lines else None
+
+
+def _by_key(lines: Sequence[Line]) -> dict[str, Line]:
+    found: dict[str, Line] = {}
+    for line in lines:
+        if line.kind in ("tax", "credit"):
+            continue
+        seen = found.get(line.key)
+        if seen is None:
+            found[line.key] = line
+        else:
+            quantity = None if line.quantity is None else (seen.quantity or 0) + line.quantity
+            found[line.key] = replace(seen, exact=EXACT.add(seen.exact, line.exact), quantity=quantity)
+    return found
+
+
+def _tax(subtotal: Decimal, percent: Decimal, period: Period, currency: str, rounding: str) -> Line:
+    exact = EXACT.divide(EXACT.multiply(subtotal, percent), Decimal(100))
+    math = {"percent": plain(percent), "of": f"{subtotal:f}"}
+    amount = rounded(exact, currency, rounding)
+    return Line("tax", "tax", f"Tax {plain(percent)} %", period, exact, math=math, amount=amount)
+
+
+def _collapse_key(line: Line, level: str) -> tuple[Any, ...]:
+    if line.kind not in ("usage", "included", "correction"):
+        return (line.key, line.kind)
+    if level == "total":
+        return (line.kind,)
+    if level == "meter":
+        return (line.kind, line.meter, line.service)
+    return (line.kind, line.meter, line.model or line.key, line.service)
+
+
+def _first(line: Line, level: str) -> Line:
+    if line.kind not in ("usage", "included", "correction"):
+        return line
+    titles = {"usage": "Usage", "included": "Included usage", "correction": "Corrections"}
+    title = titles[line.kind] if level == "total" else str(line.meter or line.title)
+    if level == "model" and line.model:
+        title = line.model
+    return replace(
+        line, title=title, token_type=None, rate=None, math=None, quantity=line.quantity,
+        model=line.model if level == "model" else None,
+    )  # fmt: skip
+
+
+def _together(one: Line, other: Line, _level: str) -> Line:
+    quantity = None if one.quantity is None or other.quantity is None else one.quantity + other.quantity
+    return replace(
+        one,
+        exact=EXACT.add(one.exact, other.exact),
+        amount=EXACT.add(one.amount or ZERO, other.amount or ZERO),
+        quantity=quantity,
+    )
+
+
+def _period(start: str, stop: str) -> Period:
+    begins, ends = moment_of(start), moment_of(stop)
+    if begins is None or ends is None:
+        raise ValueError("it has no period")
+    return Period(begins, ends)
+
+
+def _line(document: Mapping[str, Any]) -> Line:
+    amount = document.get("amount")
+    rate = document.get("rate")
+    return Line(
+        kind=document["kind"],
+        key=document["key"],
+        title=document["title"],
+        service=_period(document["service_start"], document["service_stop"]),
+        exact=decimal_of_exact(document["exact"]),
+        meter=document.get("meter"),
+        provider=document.get("provider"),
+        model=document.get("model"),
+        token_type=document.get("token_type"),
+        quantity=document.get("quantity"),
+        rate=None if rate is None else decimal_of_exact(rate),
+        card=document.get("card"),
+        math=document.get("math"),
+        amount=None if amount is None else decimal_of(amount, "amount"),
+    )
+
+
+def decimal_of_exact(text: str) -> Decimal:
+    """An exact amount back from its text: it may have as many digits as `EXACT` carries."""
+    number = EXACT.create_decimal(text)
+    if not number.is_finite():
+        raise ValueError(f"{text!r} is no amount")
+    return number

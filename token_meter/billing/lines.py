@@ -1,0 +1,405 @@
+"""Lines of an invoice: what each is for, and the arithmetic behind it. Exact here; rounded once, by the invoice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Decimal
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from token_meter.billing.cards import Rate, RateCard, Tier
+from token_meter.billing.meters import MeterDefinition
+from token_meter.billing.plans import Included, Period, Plan
+from token_meter.ledger.ratings import Read
+from token_meter.ledger.tables import EVENTS
+from token_meter.money import EXACT, ONE, ZERO, plain, total
+from token_meter.prices.price import moment_text
+from token_meter.usage import TOKEN_TYPES
+
+Kind: TypeAlias = Literal["usage", "included", "minimum", "fee", "discount", "correction", "credit", "tax"]
+
+_TYPE_ORDER: Final = {name: place for place, name in enumerate(TOKEN_TYPES)}
+
+
+class Metered(NamedTuple):
+    """So many units of one kind with one rating, in one service period. `name`: a token type, or `EVENTS` (calls)."""
+
+    meter: str
+    provider: str | None
+    model: str | None
+    name: str
+    quantity: int
+    rating: Read
+
+    @property
+    def said(self) -> Mapping[str, Any]:
+        """How the charge came about; empty: nothing is charged."""
+        return self.rating.document.get("charge") or {}
+
+    @property
+    def charged_meter(self) -> str:
+        """The meter it is charged under: the calls behind tokens are `api_calls`."""
+        return str(self.said.get("meter") or self.meter)
+
+    def order(self) -> tuple[Any, ...]:
+        """Where its line stands."""
+        said = self.said
+        return (
+            said.get("card", ""), said.get("rate", 0), self.charged_meter, self.model or "", self.provider or "",
+            _TYPE_ORDER.get(self.name, len(_TYPE_ORDER)), self.rating.number,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line. `exact` = `quantity` x `rate` where there is a rate; `amount` is what it comes to after rounding.
+
+    `key` is the same for the same thing in every drawing up of the same period: corrections are told by it.
+    """
+
+    kind: Kind
+    key: str
+    title: str
+    service: Period
+    exact: Decimal
+    meter: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    token_type: str | None = None
+    quantity: int | None = None
+    rate: Decimal | None = None
+    card: str | None = None
+    math: Mapping[str, Any] | None = None
+    amount: Decimal | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The line for programs: money as text, what is empty left out."""
+        told = {
+            "kind": self.kind,
+            "key": self.key,
+            "title": self.title,
+            "service_start": moment_text(self.service.start),
+            "service_stop": moment_text(self.service.stop),
+            "meter": self.meter,
+            "provider": self.provider,
+            "model": self.model,
+            "token_type": self.token_type,
+            "quantity": self.quantity,
+            "rate": None if self.rate is None else plain(self.rate),
+            "card": self.card,
+            "math": None if self.math is None else dict(self.math),
+            "exact": plain(self.exact),
+            "amount": None if self.amount is None else f"{self.amount:f}",
+        }
+        return {name: value for name, value in told.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Usage that is on no line, because a price is missing: it comes on a later invoice when the price is there."""
+
+    meter: str
+    provider: str | None
+    model: str | None
+    token_type: str
+    quantity: int
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "meter": self.meter, "provider": self.provider, "model": self.model, "token_type": self.token_type,
+            "quantity": self.quantity, "reason": self.reason,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a billing period under one plan, with what was used in it. `whole` is the plan's full period."""
+
+    plan: Plan | None
+    label: str
+    cards: Mapping[str, RateCard]
+    span: Period
+    whole: Period
+    usage: Sequence[Metered]
+
+
+def lines_of(segment: Segment, meters: Mapping[str, MeterDefinition]) -> tuple[list[Line], list[Held]]:
+    """The lines of a segment before tax and credit, in order, and what is held."""
+    priced, held = _sorted(segment.usage)
+    lines: list[Line] = []
+    for (label, place), mine in priced.items():
+        rate = segment.cards[label].rates[place]
+        charged = _of_rate(mine, rate, segment, label, place, meters)
+        lines += charged
+        lines += _minimum(charged, rate, segment, label, place)
+    if segment.plan is not None:
+        lines += _fees(segment.plan, segment)
+        lines += _included_amounts(lines, segment.plan, segment)
+        lines += _discounts(lines, segment.plan, segment)
+        lines += _plan_minimum(lines, segment.plan, segment)
+    return lines, held
+
+
+def _sorted(usage: Iterable[Metered]) -> tuple[dict[tuple[str, int], list[Metered]], list[Held]]:
+    """What is charged by which rate of which card, and what has no price."""
+    priced: dict[tuple[str, int], list[Metered]] = {}
+    held = []
+    for each in sorted(usage, key=Metered.order):
+        said = each.said
+        if "missing" in said:
+            cost = each.rating.document.get("cost") or {}
+            reason = str(cost.get("missing") or said["missing"])
+            held.append(Held(each.charged_meter, each.provider, each.model, each.name, each.quantity, reason))
+        elif said and said.get("kind") != "waived" and each.quantity:
+            priced.setdefault((said["card"], said["rate"]), []).append(each)
+    return priced, held
+
+
+def _of_rate(
+    mine: Sequence[Metered],
+    rate: Rate,
+    segment: Segment,
+    label: str,
+    place: int,
+    meters: Mapping[str, MeterDefinition],
+) -> list[Line]:
+    if mine[0].rating.charge is not None:
+        lines = [_usage_line(each, segment, label, meters) for each in mine]
+        return [*lines, *_included_quantities(lines, segment)]
+    quantity = sum(each.quantity for each in mine)
+    free = _free(rate.meter, {}, segment, quantity)
+    return _by_the_period(max(0, quantity - free), rate, segment, label, place, meters, free=free)
+
+
+def _usage_line(each: Metered, segment: Segment, label: str, meters: Mapping[str, MeterDefinition]) -> Line:
+    assert each.rating.charge is not None
+    meter = each.charged_meter
+    return Line(
+        kind="usage",
+        key=f"usage|{label}|{meter}|{each.provider or ''}|{each.model or ''}|{each.name}|{each.rating.number}",
+        title=_title(each, meter, meters),
+        service=segment.span,
+        exact=EXACT.multiply(each.rating.charge, Decimal(each.quantity)),
+        meter=meter,
+        provider=each.provider,
+        model=each.model,
+        token_type=None if each.name == EVENTS else each.name,
+        quantity=each.quantity,
+        rate=each.rating.charge,
+        card=label,
+        math=_math(each),
+    )
+
+
+def _title(each: Metered, meter: str, meters: Mapping[str, MeterDefinition]) -> str:
+    named = meters[meter].title or meter if meter in meters else meter
+    if each.name in (EVENTS, "units"):
+        return named if not each.model else f"{each.model} {named}"
+    kind = each.name.replace("_", " ")
+    return f"{each.model} {kind}" if each.model else f"{named} {kind}"
+
+
+def _math(each: Metered) -> dict[str, Any]:
+    """Every factor of the rate, so that it can be worked out by hand."""
+    said, cost = each.said, each.rating.document.get("cost") or {}
+    told: dict[str, Any] = {"rating": each.rating.number, "kind": said.get("kind")}
+    if said.get("kind") == "cost_plus":
+        told |= {name: cost[name] for name in ("list", "per", "price", "factors", "context", "above") if name in cost}
+        told |= {name: said[name] for name in ("multiplier", "exchange") if name in said}
+    else:
+        told |= {"price": said.get("price"), "per": said.get("per")}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _by_the_period(
+    quantity: int,
+    rate: Rate,
+    segment: Segment,
+    label: str,
+    place: int,
+    meters: Mapping[str, MeterDefinition],
+    *,
+    free: int,
+) -> list[Line]:
+    named = rate.title or (meters[rate.meter].title if rate.meter in meters else "") or rate.meter
+    more = f" (after {free:,} included)" if free else ""
+    lines = []
+    for step, title, counted, price, exact in _steps(quantity, rate):
+        key = f"usage|{label}|{place}|{step}"
+        math = {"kind": rate.kind, "price": plain(price), "per": rate.per}
+        lines.append(
+            Line("usage", key, f"{named}{title}{more}", segment.span, exact, meter=rate.meter, quantity=counted,
+                 card=label, math=math)
+        )  # fmt: skip
+    return lines
+
+
+def _steps(quantity: int, rate: Rate) -> Iterable[tuple[str, str, int, Decimal, Decimal]]:
+    """The parts of a charge by the period: name, what to show, how many units, price, exact amount."""
+    if rate.flat is not None:
+        if quantity:
+            yield "flat", "", quantity, rate.flat, rate.flat
+    elif rate.package is not None:
+        packages = -(-quantity // rate.package.size)
+        if packages:
+            exact = EXACT.multiply(rate.package.price, Decimal(packages))
+            yield "package", f" ({packages:,} x {rate.package.size:,})", quantity, rate.package.price, exact
+    elif rate.volume is not None:
+        if quantity:
+            tier = next(each for each in rate.volume if each.up_to is None or quantity <= each.up_to)
+            yield "volume", f" ({_reach(tier)})", quantity, tier.price, _tier_amount(tier, quantity, rate.per)
+    else:
+        begun = 0
+        for number, tier in enumerate(rate.graduated or ()):
+            counted = min(quantity, tier.up_to if tier.up_to is not None else quantity) - begun
+            if counted <= 0:
+                return
+            yield f"tier {number}", f" ({_reach(tier)})", counted, tier.price, _tier_amount(tier, counted, rate.per)
+            begun += counted
+
+
+def _reach(tier: Tier) -> str:
+    return "beyond" if tier.up_to is None else f"up to {tier.up_to:,}"
+
+
+def _tier_amount(tier: Tier, quantity: int, per: int) -> Decimal:
+    unit = EXACT.divide(tier.price, Decimal(per))
+    return EXACT.add(tier.flat, EXACT.multiply(unit, Decimal(quantity)))
+
+
+# What fees pay for already
+
+
+def _free(meter: str, dimensions: Mapping[str, str | None], segment: Segment, quantity: int) -> int:
+    """How many units of a meter that is charged by the period are included."""
+    return min(quantity, sum(_allowance(each, segment) for each in _allowances(segment) if each.meter == meter))
+
+
+def _allowances(segment: Segment) -> list[Included]:
+    plan = segment.plan
+    return [each for each in plan.included if each.quantity is not None] if plan is not None else []
+
+
+def _allowance(each: Included, segment: Segment) -> int:
+    """The included quantity, in proportion to the part of the period; broken units are given to the customer."""
+    assert each.quantity is not None
+    share = _share(segment)
+    return (
+        each.quantity
+        if share == ONE
+        else int(EXACT.multiply(share, Decimal(each.quantity)).to_integral_value(ROUND_CEILING, EXACT))
+    )
+
+
+def _included_quantities(lines: Sequence[Line], segment: Segment) -> list[Line]:
+    """Negative lines for included units, taken off the lines in the order these stand in."""
+    found = []
+    for number, each in enumerate(_allowances(segment)):
+        left = _allowance(each, segment)
+        for line in lines:
+            if not left or line.meter != each.meter or not _concerns(each, line) or line.rate is None:
+                continue
+            taken = min(left, line.quantity or 0)
+            left -= taken
+            if taken:
+                found.append(
+                    replace(
+                        line, kind="included", key=f"included|{number}|{line.key}", title=f"{line.title}, included",
+                        quantity=-taken, exact=EXACT.multiply(line.rate, Decimal(-taken)),
+                    )
+                )  # fmt: skip
+    return found
+
+
+def _concerns(each: Included, line: Line) -> bool:
+    told = {"provider": line.provider, "model": line.model, "token_type": line.token_type}
+    return all(told.get(name) == value for name, value in each.where.items())
+
+
+def _included_amounts(lines: Sequence[Line], plan: Plan, segment: Segment) -> list[Line]:
+    usage = total(line.exact for line in lines if line.kind in ("usage", "included", "minimum"))
+    found = []
+    for number, each in enumerate(plan.included):
+        if each.amount is None or usage <= 0:
+            continue
+        taken = min(usage, EXACT.multiply(each.amount, _share(segment)))
+        usage = EXACT.subtract(usage, taken)
+        found.append(
+            Line(
+                "included",
+                f"included amount|{segment.label}|{number}",
+                "Included usage",
+                segment.span,
+                EXACT.minus(taken),
+            )
+        )
+    return found
+
+
+# Fees, minimums, discounts
+
+
+def _share(segment: Segment) -> Decimal:
+    """Which part of the plan's period the segment is."""
+    if segment.span == segment.whole:
+        return ONE
+    return EXACT.divide(segment.span.days, segment.whole.days)
+
+
+def _fees(plan: Plan, segment: Segment) -> list[Line]:
+    share = _share(segment)
+    lines = []
+    for number, fee in enumerate(plan.fees):
+        part = share if fee.prorate else ONE
+        math = {"amount": plain(fee.amount)} | ({"share": plain(part)} if part != ONE else {})
+        exact = EXACT.multiply(fee.amount, part)
+        lines.append(Line("fee", f"fee|{segment.label}|{number}", fee.title, segment.span, exact, math=math))
+    return lines
+
+
+def _minimum(lines: Sequence[Line], rate: Rate, segment: Segment, label: str, place: int) -> list[Line]:
+    if rate.minimum is None:
+        return []
+    least = EXACT.multiply(rate.minimum, _share(segment))
+    missing = EXACT.subtract(least, total(line.exact for line in lines))
+    if missing <= 0:
+        return []
+    title = f"Minimum for {rate.title or rate.meter}"
+    return [Line("minimum", f"minimum|{label}|{place}", title, segment.span, missing, meter=rate.meter, card=label)]
+
+
+def _plan_minimum(lines: Sequence[Line], plan: Plan, segment: Segment) -> list[Line]:
+    if plan.minimum is None:
+        return []
+    missing = EXACT.subtract(EXACT.multiply(plan.minimum, _share(segment)), total(line.exact for line in lines))
+    if missing <= 0:
+        return []
+    return [Line("minimum", f"minimum|{segment.label}", "Minimum charge", segment.span, missing)]
+
+
+def _discounts(lines: Sequence[Line], plan: Plan, segment: Segment) -> list[Line]:
+    kinds = {
+        "usage": ("usage", "included", "minimum"),
+        "fees": ("fee",),
+        "all": ("usage", "included", "minimum", "fee"),
+    }
+    found = []
+    for number, each in enumerate(plan.discounts):
+        base = total(line.exact for line in lines if line.kind in kinds[each.on])
+        taken = EXACT.divide(EXACT.multiply(base, each.percent), Decimal(100))
+        if taken > ZERO:
+            key = f"discount|{segment.label}|{number}"
+            math = {"percent": plain(each.percent), "of": plain(base)}
+            found.append(
+                Line(
+                    "discount",
+                    key,
+                    f"{each.title} {plain(each.percent)} %",
+                    segment.span,
+                    EXACT.minus(taken),
+                    math=math,
+                )
+            )
+    return found
