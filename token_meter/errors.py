@@ -76,6 +76,18 @@ class InvalidPlan(InvalidDocument):
     """A rate card, a plan or a subscription cannot be used."""
 
 
+class InvalidInvoice(TokenMeterError, ValueError):
+    """An invoice cannot be drawn up, found or changed like this; the message says why and what to do."""
+
+
+class InvalidCredit(TokenMeterError, ValueError):
+    """A credit grant, pack or refund cannot be what it says."""
+
+
+class NotVerified(TokenMeterError):
+    """An invoice is not what its events, prices and plans make it: somebody changed one of them."""
+
+
 class InvalidReport(TokenMeterError, ValueError):
     """A request to a webhook that the destination did not sign, or that cannot be read. Answer it with 400."""
 

@@ -31,6 +31,8 @@ class Correction:
 
     invoice: str
     lines: tuple[Line, ...]
+    segments: tuple[Segment, ...] = ()
+    """What was used in that period, as it is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class Invoice:
                 mode=document["mode"],
                 period=_period(document["period_start"], document["period_stop"]),
                 currency=document["currency"],
-                lines=tuple(map(_line, document["lines"])),
+                lines=tuple(map(line_of, document["lines"])),
                 held=tuple(Held(**each) for each in document["held"]),
                 plan=document["plan"],
                 rounding=document["rounding"],
@@ -209,7 +211,11 @@ def corrections_to(invoiced: Sequence[Line], now: Sequence[Line], *, number: str
         if base.quantity is not None:
             quantity = ((new.quantity or 0) if new else 0) - ((old.quantity or 0) if old else 0)
         title = f"Correction of {number}: {base.title}"
-        lines.append(replace(base, kind="correction", title=title, exact=exact, quantity=quantity, amount=None))
+        lines.append(
+            replace(
+                base, kind="correction", title=title, exact=exact, quantity=quantity, amount=None, corrects=number
+            )
+        )  # fmt: skip
     return Correction(number, tuple(lines)) if lines else None
 
 
@@ -274,7 +280,7 @@ def _period(start: str, stop: str) -> Period:
     return Period(begins, ends)
 
 
-def _line(document: Mapping[str, Any]) -> Line:
+def line_of(document: Mapping[str, Any]) -> Line:
     amount = document.get("amount")
     rate = document.get("rate")
     return Line(
@@ -292,6 +298,7 @@ def _line(document: Mapping[str, Any]) -> Line:
         card=document.get("card"),
         math=document.get("math"),
         amount=None if amount is None else decimal_of(amount, "amount"),
+        corrects=document.get("corrects"),
     )
 
 

@@ -71,6 +71,8 @@ class Line:
     card: str | None = None
     math: Mapping[str, Any] | None = None
     amount: Decimal | None = None
+    corrects: str | None = None
+    """The number of the invoice that a correction is about."""
 
     def to_json(self) -> dict[str, Any]:
         """The line for programs: money as text, what is empty left out."""
@@ -90,6 +92,7 @@ class Line:
             "math": None if self.math is None else dict(self.math),
             "exact": plain(self.exact),
             "amount": None if self.amount is None else f"{self.amount:f}",
+            "corrects": self.corrects,
         }
         return {name: value for name, value in told.items() if value is not None}
 

@@ -235,6 +235,24 @@ def read_catalogue(connection: Connection) -> Catalogue:
     )
 
 
+def read_setting(connection: Connection, name: str) -> Any:
+    """What a setting says now; None if it was never set."""
+    mine = (catalogue.c.kind == SETTING) & (catalogue.c.name == name)
+    row = connection.execute(select(catalogue.c.document).where(mine).order_by(catalogue.c.number.desc())).first()
+    return None if row is None else json.loads(row.document)
+
+
+def write_setting(connection: Connection, name: str, content: Any, *, moment: int) -> None:
+    """Another version of a setting."""
+    mine = (catalogue.c.kind == SETTING) & (catalogue.c.name == name)
+    number = connection.execute(select(func.max(catalogue.c.number)).where(mine)).scalar() or 0
+    row = {
+        "kind": SETTING, "name": name, "number": number + 1, "effective": moment, "recorded": moment,
+        "document": json.dumps(content, sort_keys=True),
+    }  # fmt: skip
+    connection.execute(catalogue.insert(), row)
+
+
 def touch(connection: Connection) -> None:
     """Tell every process that records into this ledger to read prices and plans anew."""
     connection.execute(state.update().values(catalogue=state.c.catalogue + 1))

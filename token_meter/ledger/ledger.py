@@ -337,6 +337,19 @@ class Ledger:
         except (DBAPIError, PoolTimeout) as problem:
             raise LedgerError(f"cannot write to the ledger {self._shown}: {reason_of(problem)}") from problem
 
+    @contextmanager
+    def closing(self) -> Iterator[tuple[Store, Connection]]:
+        """A transaction that has the ledger for itself: nobody records meanwhile, here or elsewhere.
+
+        For what must see everything that came before it and nothing that comes after: making invoices final.
+        """
+        try:
+            with self._opened.alone() as store, store.migrating() as connection:
+                stored_revision(store, connection)
+                yield store, connection
+        except (DBAPIError, PoolTimeout) as problem:
+            raise LedgerError(f"cannot write to the ledger {self._shown}: {reason_of(problem)}") from problem
+
     def close(self) -> None:
         """Close every connection; a closed ledger cannot be used again."""
         self._opened.close()

@@ -77,7 +77,7 @@ def billed(found: Mapping[PriceKey, Price], key: PriceKey) -> Price | None:
     return None
 
 
-def is_direct(model: Model) -> bool:
+def is_direct(model: Model | Price) -> bool:
     """Whether the provider sells its own model. What resellers and clouds charge differs from source to source."""
     return model.publisher is not None and provider_named(model.publisher) == model.provider
 

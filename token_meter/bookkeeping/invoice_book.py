@@ -1,0 +1,327 @@
+"""The invoice book: drafts, final invoices with numbers without gaps, corrections, voids and credit notes.
+
+A draft is worked out each time it is asked for. A final invoice is kept with what it was drawn up from, and nothing of
+that changes afterwards: late events, voided events and corrected prices come on the next invoice, with their original
+service period and price.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy import Connection, select
+
+from token_meter.billing.catalogue import Catalogue
+from token_meter.billing.invoice import Correction, Invoice, corrections_to, draw_up
+from token_meter.billing.lines import Line, lines_of
+from token_meter.billing.plans import Period
+from token_meter.bookkeeping.invoice_rows import (
+    Kept,
+    buyer_of,
+    change_invoice,
+    check_currency,
+    correction_json,
+    everybody,
+    final_of,
+    invoiced_lines,
+    keep_invoice,
+    kept_of,
+    kept_of_row,
+    late_seen,
+    late_times,
+    micros,
+    next_number,
+    notes_on,
+    number_of,
+    read_invoice,
+    segment_json,
+    shown_buyer,
+)
+from token_meter.bookkeeping.plan_book import read_catalogue, read_setting, write_setting
+from token_meter.bookkeeping.segments import Billing, billings, month_around, segments_of
+from token_meter.errors import InvalidInvoice
+from token_meter.ledger.rows import EPOCH, MICROSECOND
+from token_meter.ledger.store import Store
+from token_meter.ledger.tables import invoices, reratings, state
+from token_meter.ledger.text import to_stored
+from token_meter.money import EXACT, ZERO, decimal_of, total
+
+if TYPE_CHECKING:
+    from token_meter.ledger.ledger import Ledger
+
+SELLER: Final = "seller"
+PAGE: Final = 100
+"""So many customers are invoiced in one transaction of a run."""
+
+Progress = Callable[[int, int], object]
+
+
+class Ran(NamedTuple):
+    """What a run did: the invoices it wrote, how many were there already, how many had nothing on them."""
+
+    written: list[Invoice]
+    there: int
+    empty: int
+
+
+class InvoiceBook:
+    """Draws up and keeps the invoices of a ledger's customers."""
+
+    def __init__(self, ledger: Ledger, *, now: Callable[[], float] = time.time) -> None:
+        self._ledger = ledger
+        self._now = now
+
+    # Drafts
+
+    def draft(self, customer: str, *, within: Period | None = None, mode: str = "live") -> list[Invoice]:
+        """What a customer's invoices for the periods that end within a span would be now.
+
+        Without a span: the billing period under way. A period with a final invoice gives that invoice.
+        """
+        now = self._moment()
+        with self._ledger.reading() as (store, connection):
+            desk = _Desk(store, connection, mode)
+            found = billings(desk.catalogue, mode, customer, within or _around(now))
+            if within is None:
+                found = [each for each in found if each.period.start <= now < each.period.stop]
+            return [desk.final_or_draft(each, customer) for each in found]
+
+    # Final invoices
+
+    def finalise(self, customer: str, period: Period, *, mode: str = "live") -> Invoice:
+        """Make the invoice of a period final; if it is final already, that one is returned.
+
+        Raises InvalidInvoice for a period that has not ended, and for one that is none of this customer's.
+        """
+        now = self._moment()
+        with self._ledger.closing() as (store, connection):
+            there = final_of(connection, customer, period, mode)
+            if there is not None:
+                return there.invoice
+            desk = _Desk(store, connection, mode)
+            billing = desk.billing_of(customer, period)
+            if billing is None:
+                raise InvalidInvoice(f"{customer} has no billing period {period}: see `token-meter invoice show`")
+            if period.stop > now:
+                raise InvalidInvoice(
+                    f"the period {period} has not ended: it can be final from {period.stop:%Y-%m-%d %H:%M} UTC on"
+                )
+            return desk.finalise(billing, customer, now)
+
+    def run(self, within: Period, *, mode: str = "live", progress: Progress | None = None) -> Ran:
+        """Make every customer's invoices for the periods that end within a span final.
+
+        Who has one keeps it, so a run that was stopped goes on where it was. An invoice without lines is not written.
+        Raises InvalidInvoice for a span that has not ended.
+        """
+        now = self._moment()
+        if within.stop > now:
+            raise InvalidInvoice(f"the period {within} has not ended: it ends at {within.stop:%Y-%m-%d %H:%M} UTC")
+        with self._ledger.reading() as (_, connection):
+            names = everybody(connection, mode)
+        ran = Ran([], 0, 0)
+        for start in range(0, len(names), PAGE):
+            with self._ledger.closing() as (store, connection):
+                desk = _Desk(store, connection, mode)
+                for customer in names[start : start + PAGE]:
+                    ran = desk.run(customer, within, now, ran)
+            if progress is not None:
+                progress(min(start + PAGE, len(names)), len(names))
+        return ran
+
+    # What becomes of them
+
+    def get(self, number: str, *, mode: str = "live") -> Kept:
+        """A kept invoice. Raises InvalidInvoice if there is none of this number."""
+        with self._ledger.reading() as (_, connection):
+            return read_invoice(connection, number, mode)
+
+    def list(self, *, customer: str | None = None, mode: str = "live", state: str | None = None) -> list[Kept]:
+        """Kept invoices and credit notes, oldest first."""
+        query = select(invoices).where(invoices.c.mode == mode).order_by(invoices.c.issued, invoices.c.number)
+        if customer is not None:
+            query = query.where(invoices.c.customer == to_stored(customer))
+        if state is not None:
+            query = query.where(invoices.c.state == state)
+        with self._ledger.reading() as (_, connection):
+            return [kept_of_row(row) for row in connection.execute(query)]
+
+    def void(self, number: str, *, reason: str, mode: str = "live") -> Kept:
+        """Declare a final invoice void: its number stays, its period can be invoiced again.
+
+        Raises InvalidInvoice for one that is paid, or that a credit note or a later correction refers to.
+        """
+        with self._ledger.closing() as (_, connection):
+            kept = read_invoice(connection, number, mode)
+            if kept.state == "void":
+                return kept
+            if kept.paid is not None:
+                raise InvalidInvoice(f"{number} is paid: write a credit note instead of voiding it")
+            later = [each for each in kept_of(connection, kept.invoice.customer, mode) if each.state == "final"]
+            for each in later:
+                if each.concerns == number or any(line.corrects == number for line in each.invoice.lines):
+                    raise InvalidInvoice(f"{each.invoice.number} refers to {number}: void that first")
+            changed = json.dumps({"reason": reason, "at": self._moment().isoformat()})
+            change_invoice(connection, number, mode, state="void", changed=changed)
+            return read_invoice(connection, number, mode)
+
+    def pay(self, number: str, *, at: datetime | None = None, reference: str = "", mode: str = "live") -> Kept:
+        """Mark a final invoice as paid."""
+        with self._ledger.writing() as (_, connection):
+            kept = read_invoice(connection, number, mode)
+            if kept.state != "final":
+                raise InvalidInvoice(f"{number} is {kept.state}: only a final invoice is paid")
+            paid = micros(at or self._moment())
+            change_invoice(connection, number, mode, paid=paid, changed=json.dumps({"reference": reference}))
+            return read_invoice(connection, number, mode)
+
+    def credit_note(self, number: str, *, reason: str, amount: Decimal | None = None, mode: str = "live") -> Invoice:
+        """Take a final invoice back, all that is left of it or an amount. The note has a number of its own.
+
+        Raises InvalidInvoice for more than is left.
+        """
+        now = self._moment()
+        with self._ledger.closing() as (_, connection):
+            kept = read_invoice(connection, number, mode)
+            if kept.state != "final" or kept.kind != "invoice":
+                raise InvalidInvoice(f"{number} is no final invoice")
+            noted = [each.invoice.total for each in notes_on(connection, number, mode) if each.state == "final"]
+            left = total([kept.invoice.total, *noted])
+            taken = left if amount is None else decimal_of(amount, "amount")
+            if not ZERO < taken <= left:
+                has = f"{left:f} {kept.invoice.currency} is left of it"
+                raise InvalidInvoice(f"{taken} cannot be taken back from {number}: {has}")
+            minus = EXACT.minus(taken)
+            title = f"Credit note for {number}: {reason}"
+            line = Line("correction", f"note|{number}", title, kept.invoice.period, minus, amount=minus)
+            note = replace(
+                kept.invoice, lines=(line,), held=(), issued=now, due=None, notes=(reason,),
+                number=next_number(connection, mode, "CN"),
+            )  # fmt: skip
+            keep_invoice(connection, note, {"late_seen": 0}, kind="credit_note", concerns=number)
+            return note
+
+    def set_seller(self, details: Mapping[str, Any]) -> None:
+        """Who sells: name, address, tax_id, terms, prefix of numbers, rounding; on every invoice from now on."""
+        with self._ledger.writing() as (_, connection):
+            write_setting(connection, SELLER, dict(details), moment=micros(self._moment()))
+
+    def _moment(self) -> datetime:
+        return EPOCH + MICROSECOND * int(self._now() * 1_000_000)
+
+
+class _Desk:
+    """Draws up invoices inside one transaction."""
+
+    def __init__(self, store: Store, connection: Connection, mode: str) -> None:
+        self._store = store
+        self._connection = connection
+        self._mode = mode
+        self.catalogue: Catalogue = read_catalogue(connection)
+        self._seller: Mapping[str, Any] = read_setting(connection, SELLER) or {}
+        self._late_seen = late_seen(connection)
+
+    def billing_of(self, customer: str, period: Period) -> Billing | None:
+        """The billing period of a customer that is exactly this one."""
+        found = billings(self.catalogue, self._mode, customer, Period(period.stop - MICROSECOND, period.stop))
+        return next((each for each in found if each.period == period), None)
+
+    def final_or_draft(self, billing: Billing, customer: str) -> Invoice:
+        """The final invoice of a period, or what it would be now."""
+        there = final_of(self._connection, customer, billing.period, self._mode)
+        return there.invoice if there is not None else self._draw_up(billing, customer)[0]
+
+    def run(self, customer: str, within: Period, now: datetime, ran: Ran) -> Ran:
+        """The invoices of one customer in a run."""
+        for billing in billings(self.catalogue, self._mode, customer, within):
+            if final_of(self._connection, customer, billing.period, self._mode) is not None:
+                ran = ran._replace(there=ran.there + 1)
+                continue
+            invoice, inputs = self._draw_up(billing, customer)
+            if invoice.lines:
+                ran.written.append(self._keep(invoice, inputs, billing, now))
+            else:
+                ran = ran._replace(empty=ran.empty + 1)
+        return ran
+
+    def finalise(self, billing: Billing, customer: str, now: datetime) -> Invoice:
+        """Make the invoice of a period final."""
+        return self._keep(*self._draw_up(billing, customer), billing, now)
+
+    def _keep(self, invoice: Invoice, inputs: Mapping[str, Any], billing: Billing, now: datetime) -> Invoice:
+        plan = billing.plan
+        due = now + timedelta(days=plan.due_days if plan is not None else 30)
+        number = next_number(self._connection, self._mode, str(self._seller.get("prefix") or "INV"))
+        final = replace(invoice, number=number, state="final", issued=now, due=due)
+        keep_invoice(self._connection, final, inputs, kind="invoice")
+        until = micros(billing.period.stop)
+        self._connection.execute(state.update().where(state.c.closed < until).values(closed=until))
+        return final
+
+    def _draw_up(self, billing: Billing, customer: str) -> tuple[Invoice, dict[str, Any]]:
+        """An invoice and what it was drawn up from."""
+        connection, mode, meters = self._connection, self._mode, self.catalogue.meters
+        buyer = buyer_of(connection, customer, mode)
+        check_currency(buyer, billing, customer)
+        segments = segments_of(self._store, connection, self.catalogue, billing, mode=mode, customer=customer)
+        corrections = self._corrections(customer)
+        invoice = draw_up(
+            segments,
+            customer=customer,
+            mode=mode,
+            period=billing.period,
+            currency=billing.currency,
+            meters=meters,
+            corrections=corrections,
+            tax_percent=buyer.tax_percent,
+            rounding=str(self._seller.get("rounding", "half_even")),
+            show=billing.plan.show if billing.plan is not None else "token_type",
+            seller=self._seller,
+            buyer=shown_buyer(buyer, customer),
+        )
+        inputs = {
+            "late_seen": self._late_seen,
+            "reratings_seen": number_of(connection, reratings.c.number),
+            "tax_percent": None if buyer.tax_percent is None else str(buyer.tax_percent),
+            "segments": [segment_json(segment) for segment in segments],
+            "meters": {name: meter.model_dump(mode="json") for name, meter in sorted(meters.items())},
+            "corrections": [correction_json(each) for each in corrections],
+        }
+        return invoice, inputs
+
+    def _corrections(self, customer: str) -> list[Correction]:
+        """What earlier final invoices of a customer come to now beyond what was invoiced."""
+        kept = kept_of(self._connection, customer, self._mode)
+        final = [each for each in kept if each.kind == "invoice" and each.state == "final"]
+        seen = max((int(each.inputs["late_seen"]) for each in final), default=0)
+        touched = late_times(self._connection, customer, self._mode, seen, self._late_seen) if final else []
+        found = []
+        for each in final:
+            period = each.invoice.period
+            if any(period.start <= moment < period.stop for moment in touched):
+                correction = self._correction(customer, each, final)
+                found += [correction] if correction is not None else []
+        return found
+
+    def _correction(self, customer: str, kept: Kept, final: Sequence[Kept]) -> Correction | None:
+        billing = self.billing_of(customer, kept.invoice.period)
+        if billing is None:
+            return None
+        segments = segments_of(
+            self._store, self._connection, self.catalogue, billing, mode=self._mode, customer=customer
+        )
+        now = [line for segment in segments for line in lines_of(segment, self.catalogue.meters)[0]]
+        correction = corrections_to(invoiced_lines(final, kept), now, number=str(kept.invoice.number))
+        return None if correction is None else replace(correction, segments=tuple(segments))
+
+
+def _around(now: datetime) -> Period:
+    """A span in which every period that is under way ends."""
+    month = month_around(now)
+    return Period(month.start, month.stop + timedelta(days=366))

@@ -1,0 +1,238 @@
+"""Kept invoices as rows of the ledger: reading them, giving out numbers, keeping and changing them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, func, select
+
+from token_meter.billing.cards import RateCard
+from token_meter.billing.invoice import Correction, Invoice
+from token_meter.billing.lines import Line, Metered, Segment
+from token_meter.billing.plans import Period, Plan
+from token_meter.bookkeeping.segments import Billing
+from token_meter.errors import InvalidInvoice
+from token_meter.ledger.ratings import Read
+from token_meter.ledger.rows import EPOCH, MICROSECOND
+from token_meter.ledger.tables import counters, customers, invoices, late
+from token_meter.ledger.text import from_stored, mapping_from_stored, to_stored
+from token_meter.money import decimal_of
+
+
+class Kept(NamedTuple):
+    """A final (or void) invoice as it is kept."""
+
+    invoice: Invoice
+    kind: str
+    state: str
+    issued: datetime
+    paid: datetime | None
+    changed: Mapping[str, Any]
+    concerns: str | None
+    inputs: Mapping[str, Any]
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Buyer:
+    """What is known of a customer for an invoice."""
+
+    name: str | None
+    currency: str | None
+    details: Mapping[str, str]
+    tax_percent: Decimal | None
+
+
+def read_invoice(connection: Connection, number: str, mode: str) -> Kept:
+    mine = (invoices.c.mode == mode) & (invoices.c.number == number)
+    row = connection.execute(select(invoices).where(mine)).first()
+    if row is None:
+        raise InvalidInvoice(f"there is no invoice {number!r}: see `token-meter invoice list`")
+    return kept_of_row(row)
+
+
+def kept_of_row(row: Row[Any]) -> Kept:
+    return Kept(
+        invoice=Invoice.from_json(json.loads(row.document)),
+        kind=row.kind,
+        state=row.state,
+        issued=EPOCH + MICROSECOND * row.issued,
+        paid=None if row.paid is None else EPOCH + MICROSECOND * row.paid,
+        changed=json.loads(row.changed) if row.changed else {},
+        concerns=row.concerns,
+        inputs=json.loads(row.inputs),
+        digest=bytes(row.digest),
+    )
+
+
+def final_of(connection: Connection, customer: str, period: Period, mode: str) -> Kept | None:
+    mine = (
+        (invoices.c.mode == mode)
+        & (invoices.c.customer == to_stored(customer))
+        & (invoices.c.start == micros(period.start))
+        & (invoices.c.stop == micros(period.stop))
+        & (invoices.c.state == "final")
+        & (invoices.c.kind == "invoice")
+    )
+    row = connection.execute(select(invoices).where(mine)).first()
+    return None if row is None else kept_of_row(row)
+
+
+def kept_of(connection: Connection, customer: str, mode: str) -> list[Kept]:
+    mine = (invoices.c.mode == mode) & (invoices.c.customer == to_stored(customer))
+    return [kept_of_row(row) for row in connection.execute(select(invoices).where(mine).order_by(invoices.c.issued))]
+
+
+def notes_on(connection: Connection, number: str, mode: str) -> list[Kept]:
+    mine = (invoices.c.mode == mode) & (invoices.c.concerns == number)
+    return [kept_of_row(row) for row in connection.execute(select(invoices).where(mine))]
+
+
+def invoiced_lines(final: Sequence[Kept], kept: Kept) -> list[Line]:
+    """What was invoiced for a period: its invoice's own lines, and every correction of it on these others."""
+    own = [line for line in kept.invoice.lines if line.kind != "correction"]
+    since = [line for each in final for line in each.invoice.lines if line.corrects == kept.invoice.number]
+    return [*own, *since]
+
+
+def late_seen(connection: Connection) -> int:
+    return number_of(connection, late.c.number)
+
+
+def number_of(connection: Connection, column: Any) -> int:
+    return int(connection.execute(select(func.max(column))).scalar() or 0)
+
+
+def late_times(connection: Connection, customer: str, mode: str, after: int, until: int) -> list[datetime]:
+    mine = (late.c.mode == mode) & (late.c.customer == to_stored(customer))
+    numbered = (late.c.number > after) & (late.c.number <= until)
+    found = connection.execute(select(late.c.time).where(mine, numbered).distinct())
+    return [EPOCH + MICROSECOND * moment for moment in found.scalars()]
+
+
+def everybody(connection: Connection, mode: str) -> list[str]:
+    """Everybody in the customer book: usage, fees or corrections may be there for each of them."""
+    mine = select(customers.c.id).where(customers.c.mode == mode).order_by(customers.c.id)
+    return [from_stored(each) for each in connection.execute(mine).scalars()]
+
+
+def buyer_of(connection: Connection, customer: str, mode: str) -> Buyer:
+    mine = (customers.c.mode == mode) & (customers.c.id == to_stored(customer))
+    row = connection.execute(select(customers).where(mine)).first()
+    if row is None:
+        return Buyer(None, None, {}, None)
+    details = mapping_from_stored(row.details)
+    percent = details.get("tax_percent")
+    name = None if row.name is None else from_stored(row.name)
+    try:
+        tax = None if percent is None else decimal_of(percent, "tax_percent")
+    except ValueError as problem:
+        raise InvalidInvoice(f"customer {customer}: {problem}") from None
+    return Buyer(name, row.currency, details, tax)
+
+
+def shown_buyer(buyer: Buyer, customer: str) -> dict[str, str]:
+    shown = {name: value for name, value in buyer.details.items() if name != "tax_percent"}
+    return {"name": buyer.name or customer, **shown}
+
+
+def check_currency(buyer: Buyer, billing: Billing, customer: str) -> None:
+    currencies = {part.terms.plan.content.currency for part in billing.parts if part.terms.plan is not None}
+    if len(currencies) > 1:
+        raise InvalidInvoice(
+            f"{customer} has plans in {' and '.join(sorted(currencies))} within {billing.period}: let one end with it"
+        )
+    if buyer.currency is not None and buyer.currency != billing.currency:
+        plan = billing.plan
+        raise InvalidInvoice(
+            f"{customer} pays in {buyer.currency}, and {'plan ' + plan.name if plan else 'usage at cost'} is in "
+            f"{billing.currency}: give the customer a plan in {buyer.currency}"
+        )
+
+
+def next_number(connection: Connection, mode: str, prefix: str) -> str:
+    """The next number of this prefix, without gaps: it is given out in the transaction that keeps the invoice."""
+    name = f"{mode}/{prefix}"
+    updated = counters.update().where(counters.c.name == name).values(value=counters.c.value + 1)
+    if connection.execute(updated).rowcount == 0:
+        connection.execute(counters.insert(), {"name": name, "value": 1})
+    value = connection.execute(select(counters.c.value).where(counters.c.name == name)).scalar_one()
+    test = "TEST-" if mode == "test" else ""
+    return f"{test}{prefix}-{value:06d}"
+
+
+def keep_invoice(
+    connection: Connection, invoice: Invoice, inputs: Mapping[str, Any], kind: str, concerns: str | None = None
+) -> None:
+    text = invoice.text()
+    kept = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
+    assert invoice.issued is not None
+    connection.execute(
+        invoices.insert(),
+        {
+            "mode": invoice.mode, "number": invoice.number, "kind": kind, "customer": to_stored(invoice.customer),
+            "start": micros(invoice.period.start), "stop": micros(invoice.period.stop), "state": "final",
+            "currency": invoice.currency, "due_amount": f"{invoice.due_amount:f}", "issued": micros(invoice.issued),
+            "concerns": concerns, "document": text, "inputs": kept, "digest": digest_of(text, kept),
+        },
+    )  # fmt: skip
+
+
+def change_invoice(connection: Connection, number: str, mode: str, **values: Any) -> None:
+    mine = (invoices.c.mode == mode) & (invoices.c.number == number)
+    connection.execute(invoices.update().where(mine).values(**values))
+
+
+def digest_of(document: str, inputs: str) -> bytes:
+    """The seal of a kept invoice."""
+    return sha256(f"{document}\n{inputs}".encode()).digest()
+
+
+def segment_json(segment: Segment) -> dict[str, Any]:
+    """A segment as it is kept, so that its lines can be worked out again."""
+    plan, cards = segment.plan, sorted(segment.cards.items())
+    return {
+        "label": segment.label,
+        "plan": None if plan is None else plan.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+        "cards": {name: card.model_dump(mode="json", by_alias=True, exclude_defaults=True) for name, card in cards},
+        "span": [segment.span.start.isoformat(), segment.span.stop.isoformat()],
+        "whole": [segment.whole.start.isoformat(), segment.whole.stop.isoformat()],
+        "usage": [
+            [each.meter, each.provider, each.model, each.name, each.quantity, each.rating.number]
+            for each in sorted(segment.usage, key=Metered.order)
+        ],
+    }
+
+
+def segment_of(document: Mapping[str, Any], ratings: Mapping[int, Read]) -> Segment:
+    """Read back what `segment_json` gave."""
+    return Segment(
+        plan=None if document["plan"] is None else Plan.model_validate(document["plan"]),
+        label=document["label"],
+        cards={name: RateCard.model_validate(card) for name, card in document["cards"].items()},
+        span=Period(*map(datetime.fromisoformat, document["span"])),
+        whole=Period(*map(datetime.fromisoformat, document["whole"])),
+        usage=[
+            Metered(meter, provider, model, name, quantity, ratings[number])
+            for meter, provider, model, name, quantity, number in document["usage"]
+        ],
+    )
+
+
+def correction_json(correction: Correction) -> dict[str, Any]:
+    """A correction as it is kept."""
+    return {
+        "invoice": correction.invoice,
+        "lines": [line.to_json() for line in correction.lines],
+        "segments": [segment_json(segment) for segment in correction.segments],
+    }
+
+
+def micros(moment: datetime) -> int:
+    return (moment - EPOCH) // MICROSECOND
