@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from token_meter.bookkeeping.lazy import LazyRater
+from token_meter.charging import Charging
 from token_meter.context import CURRENT, Attribution, clean_dimensions, clean_name
 from token_meter.customer import CustomerScope, carry_into_threads
 from token_meter.errors import InvalidEvent, NoLedger, Retry, TokenMeterError, UnsupportedClient
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
     from token_meter.health import Health
     from token_meter.journal import Journal
     from token_meter.ledger import Ledger, UsageRow
+    from token_meter.prices.book import PriceBook
     from token_meter.providers.patching import Undo
     from token_meter.reporter import Reporter
     from token_meter.sinks.base import Report
 
     Moment = datetime | date | str | None
+    Prices = str | os.PathLike[str] | Mapping[str, Any] | PriceBook | None
 
 Client = TypeVar("Client")
 
@@ -51,14 +55,15 @@ ID_LENGTH_MAX: Final = 255
 _open: weakref.WeakSet[Meter] = weakref.WeakSet()
 
 
-class Meter:
+class Meter(Charging):
     """Meters every call of the clients it wraps, and delivers the events to its sinks.
 
     A `str` or path among `sinks` is a ledger (`"usage.db"`, `"postgresql://…"`); anything else is an object with
     `send`. Without sinks: `$TOKEN_METER_LEDGER` (and `$TOKEN_METER_JOURNAL`), else `usage.db` in the working directory.
     `journal` is the folder that makes events durable before a call returns (default: beside the ledger,
-    `<ledger>.journal`); `dimensions` are the keys the ledger sums usage by; `on_error` is called with `(what, error)`
-    for each internal failure.
+    `<ledger>.journal`); `prices` are your own prices (a file, or a mapping: docs/prices.md; default:
+    `$TOKEN_METER_PRICES`); `dimensions` are the keys the ledger sums usage by; `on_error` is called with
+    `(what, error)` for each internal failure.
 
     A Meter is a context manager; `close()` delivers what is left. `TOKEN_METER_DISABLED=1` turns it off.
     Raises JournalError when the journal folder cannot be used.
@@ -68,16 +73,15 @@ class Meter:
         self,
         *sinks: Sink | str | os.PathLike[str],
         journal: str | os.PathLike[str] | None = None,
-        prices: object = None,
+        prices: Prices = None,
         dimensions: Sequence[str] = (),
         on_error: Callable[[str, BaseException], object] | None = None,
     ) -> None:
-        if prices is not None:
-            raise TypeError("prices= is not available in this version: usage is metered, rating comes later")
         self._closed = True  # until everything below succeeded
         self.disabled = _is_disabled()
         self._on_error = on_error
         self._dimensions = tuple(dimensions)
+        self._rater = LazyRater(prices)
         self._sinks = self._made_sinks(sinks)
         self._journal = self._made_journal(journal, from_environment=not sinks)
         self._reporter = self._made_reporter()
@@ -430,7 +434,7 @@ class Meter:
             if isinstance(sink, (str, os.PathLike)):
                 from token_meter.sinks.ledger import LedgerSink
 
-                made.append(LedgerSink(sink, dimensions=self._dimensions))
+                made.append(LedgerSink(sink, dimensions=self._dimensions, rater=self._rater))
             elif callable(getattr(sink, "send", None)):
                 made.append(sink)
             else:
@@ -438,6 +442,10 @@ class Meter:
                     f"{sink!r} is no sink: give a ledger path or URL, or an object with send(events). For a plain "
                     "function use CallbackSink(function)."
                 )
+        for sink in made:
+            ledger = getattr(sink, "ledger", None)
+            if ledger is not None and getattr(ledger, "rater", self) is None:
+                ledger.rater = self._rater
         if any(callable(getattr(sink, "bind", None)) for sink in made):
             from token_meter.accounts.directory import bind
 

@@ -7,7 +7,7 @@ a final invoice is verified.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from token_meter.billing.lines import Held, Line, Segment, lines_of
 from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plans import Period
-from token_meter.money import EXACT, ZERO, decimal_of, plain, rounded, shares, total
+from token_meter.money import EXACT, ZERO, decimal_of, plain, rounded, shares, total, unit_of
 from token_meter.prices.price import moment_of, moment_text
 
 FORMAT: Final = 1
@@ -59,17 +59,20 @@ class Invoice:
     @property
     def subtotal(self) -> Decimal:
         """Everything before tax and credit, rounded."""
-        return total(line.amount or ZERO for line in self.lines if line.kind not in ("tax", "credit"))
+        return self._sum(line for line in self.lines if line.kind not in ("tax", "credit"))
 
     @property
     def total(self) -> Decimal:
         """With tax, before credit."""
-        return total(line.amount or ZERO for line in self.lines if line.kind != "credit")
+        return self._sum(line for line in self.lines if line.kind != "credit")
 
     @property
     def due_amount(self) -> Decimal:
         """What is left to pay."""
-        return total(line.amount or ZERO for line in self.lines)
+        return self._sum(self.lines)
+
+    def _sum(self, lines: Iterable[Line]) -> Decimal:
+        return EXACT.add(total(line.amount or ZERO for line in lines), EXACT.multiply(ZERO, unit_of(self.currency)))
 
     def to_json(self) -> dict[str, Any]:
         """The invoice for programs, and as it is kept: money as text, every factor named."""
@@ -96,6 +99,11 @@ class Invoice:
             "due_amount": f"{self.due_amount:f}",
             "notes": list(self.notes),
         }
+
+    def __str__(self) -> str:
+        from token_meter.billing.render import as_text
+
+        return as_text(self)
 
     def text(self) -> str:
         """Its bytes: canonical JSON. What is final is kept and compared as this."""

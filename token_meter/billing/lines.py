@@ -18,6 +18,9 @@ from token_meter.usage import TOKEN_TYPES
 
 Kind: TypeAlias = Literal["usage", "included", "minimum", "fee", "discount", "correction", "credit", "tax"]
 
+UNITS: Final = "units"
+"""The token type under which a meter of the operator's own counts."""
+
 _TYPE_ORDER: Final = {name: place for place, name in enumerate(TOKEN_TYPES)}
 
 
@@ -157,7 +160,21 @@ def _sorted(usage: Iterable[Metered]) -> tuple[dict[tuple[str, int], list[Metere
             held.append(Held(each.charged_meter, each.provider, each.model, each.name, each.quantity, reason))
         elif said and said.get("kind") != "waived" and each.quantity:
             priced.setdefault((said["card"], said["rate"]), []).append(each)
-    return priced, held
+    return {key: _calls_together(mine) for key, mine in priced.items()}, held
+
+
+def _calls_together(mine: Sequence[Metered]) -> list[Metered]:
+    """Calls, and what is counted in units, are one line whatever model they went to, as long as they cost the same."""
+    together: dict[tuple[str, int], Metered] = {}
+    others = []
+    for each in mine:
+        if each.name not in (EVENTS, UNITS):
+            others.append(each)
+            continue
+        key = (each.charged_meter, each.rating.number)
+        quantity = each.quantity + (together[key].quantity if key in together else 0)
+        together[key] = Metered(each.charged_meter, None, None, UNITS, quantity, each.rating)
+    return [*others, *(each for each in together.values() if each.quantity)]
 
 
 def _of_rate(
@@ -188,7 +205,7 @@ def _usage_line(each: Metered, segment: Segment, label: str, meters: Mapping[str
         meter=meter,
         provider=each.provider,
         model=each.model,
-        token_type=None if each.name == EVENTS else each.name,
+        token_type=None if each.name == UNITS else each.name,
         quantity=each.quantity,
         rate=each.rating.charge,
         card=label,
@@ -198,7 +215,7 @@ def _usage_line(each: Metered, segment: Segment, label: str, meters: Mapping[str
 
 def _title(each: Metered, meter: str, meters: Mapping[str, MeterDefinition]) -> str:
     named = meters[meter].title or meter if meter in meters else meter
-    if each.name in (EVENTS, "units"):
+    if each.name == UNITS:
         return named if not each.model else f"{each.model} {named}"
     kind = each.name.replace("_", " ")
     return f"{each.model} {kind}" if each.model else f"{named} {kind}"

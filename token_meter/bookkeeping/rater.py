@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
@@ -20,21 +20,18 @@ if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger
     from token_meter.prices.overrides import Overrides
 
-PRICES_VARIABLE: Final = "TOKEN_METER_PRICES"
-"""A file of price overrides, for every process that records into a ledger."""
-
 Prices = str | os.PathLike[str] | Mapping[str, Any] | PriceBook | None
 
 
 class LedgerRater:
     """Rates by the shipped price book, the rows the ledger has beside it, and the operator's overrides.
 
-    `prices` is a file of overrides, the same as a mapping, or a whole PriceBook; without it the file that
-    `$TOKEN_METER_PRICES` names. Raises InvalidPrices at once for overrides that are wrong.
+    `prices` is a file of overrides, the same as a mapping, or a whole PriceBook. Raises InvalidPrices at once for
+    overrides that are wrong.
     """
 
     def __init__(self, prices: Prices = None) -> None:
-        self._given = prices if prices is not None else os.environ.get(PRICES_VARIABLE) or None
+        self._given = prices
         self._base: PriceBook | None = self._given if isinstance(self._given, PriceBook) else None
         self._events: EventRater | None = None
         if self._given is not None:

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from token_meter.cli import customers, deliver, events, reconcile
+from token_meter.cli import customers, deliver, events, invoice, plans, reconcile
 from token_meter.cli.demo import demo
 from token_meter.cli.doctor import doctor
 from token_meter.cli.exits import EPILOG, Commands
 from token_meter.cli.partners import import_usage
+from token_meter.cli.setup import setup
 from token_meter.cli.usage import usage
 from token_meter.cli.version import version
 
@@ -22,11 +23,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
 )
-for command in (demo, usage, doctor, version):
+for command in (demo, setup, usage, doctor, version):
     app.command(epilog=EPILOG)(command)
 app.command("import", epilog=EPILOG)(import_usage)
 app.add_typer(events.app, name="events")
 app.add_typer(customers.app, name="customers")
+app.add_typer(plans.app, name="plans")
+app.add_typer(invoice.app, name="invoice")
 app.add_typer(deliver.app, name="deliver")
 app.add_typer(reconcile.app, name="reconcile")
 

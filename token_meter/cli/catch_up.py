@@ -41,10 +41,11 @@ def catch_up(place: Place, *, quiet: bool = False) -> int:
 def _delivered(place: Place) -> Delivered | None:
     if not feeds_the_ledger(place):
         return None
+    from token_meter.bookkeeping.lazy import LazyRater
     from token_meter.deliver import deliver_once
     from token_meter.sinks import LedgerSink
 
-    sink = LedgerSink(place.ledger)
+    sink = LedgerSink(place.ledger, rater=LazyRater())
     try:
         return deliver_once(place.journal, sink)
     finally:

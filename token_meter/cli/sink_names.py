@@ -60,9 +60,10 @@ def _read(text: str, place: Place) -> Sink:
         raise Failure(f"{text!r} names no sink: use {FORMS}", code=WRONG_USAGE)
     name, kind, rest = match["name"], match["kind"], match["rest"]
     if kind == "ledger" and rest is None:
+        from token_meter.bookkeeping.lazy import LazyRater
         from token_meter.sinks import LedgerSink
 
-        return LedgerSink(place.ledger)
+        return LedgerSink(place.ledger, rater=LazyRater())
     if kind == "jsonl" and rest:
         from token_meter.sinks import JsonlSink
 

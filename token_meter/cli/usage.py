@@ -61,6 +61,9 @@ def usage(
         typer.Option("--meter", metavar="NAME", help="Only this meter (default: llm_tokens), or all."),
     ] = None,
     dimension: options.DimensionOption = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Show what it cost, what is charged for it and the margin (USD).")
+    ] = False,
     json: options.JsonOption = False,
     csv: options.CsvOption = False,
     markdown: options.MarkdownOption = False,
@@ -80,6 +83,9 @@ def usage(
     if meter == EVERY_METER or (meter is None and "meter" in keys):
         filters["meter"] = ANY
     place = find(ledger, journal)
+    if cost:
+        _show_costs(place, keys, bucket=bucket, time_zone=time_zone, filters=filters, shape=shape)
+        return
     delivered = catch_up(place)
     with reading(place) as opened:
         report = Report.read(opened, keys, bucket=bucket, time_zone=time_zone, filters=filters)
@@ -88,6 +94,28 @@ def usage(
         return
     show(report.table(), shape)
     _say_more(report, place, narrowed=bool(filters))
+
+
+def _show_costs(
+    place: Place,
+    keys: Sequence[str],
+    *,
+    bucket: str | None,
+    time_zone: str,
+    filters: Mapping[str, Any],
+    shape: Shape,
+) -> None:
+    from token_meter.cli.costs import CostReport
+    from token_meter.cli.rated import rated
+
+    with rated(place) as opened:
+        report = CostReport.read(opened, keys, bucket=bucket, time_zone=time_zone, filters=filters)
+    if shape is Shape.JSON:
+        write_json({"ledger": place.shown, **report.document()})
+        return
+    show(report.table(), shape)
+    for line in report.footnotes():
+        note(line)
 
 
 def _say_more(report: Report, place: Place, *, narrowed: bool) -> None:

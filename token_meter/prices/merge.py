@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
 
@@ -159,6 +159,12 @@ def is_first_seen(price: Price) -> bool:
     return price.evidence.startswith(FIRST_SEEN)
 
 
+def reason_of(price: Price) -> str:
+    """What was decided about a row, or why it waits."""
+    said = price.evidence.removeprefix(FIRST_SEEN).removeprefix("; ")
+    return said.removeprefix("held: ").removeprefix(f"{REFUSED}: ")
+
+
 def was_refused(price: Price) -> bool:
     """Whether it was rejected because it was too unlikely, and not by a human."""
     return price.status == "rejected" and REFUSED in price.evidence
@@ -169,13 +175,16 @@ def change_of(book: PriceBook, price: Price, *, now: datetime) -> Change:
     model = book.with_overrides(None).model(price.provider, price.model)
     at = max(now, price.effective_from or now)
     key = key_of(price)
-    others = in_force([each for each in model.prices if each.id != price.id], at)
+    rest = [each for each in model.prices if each.id != price.id]
+    others = in_force(rest, at)
     verdict: Verdict = {"active": "active", "held": "held", "rejected": "refused"}[price.status]  # type: ignore[assignment]
-    old = billed(others, key)
+    # A price with an end is gone at the moment when the next one begins.
+    before = in_force(rest, at - timedelta(microseconds=1))
+    old = billed(others if key in others or key not in before else before, key)
     kind: Kind = "scheduled" if at > now else "changed" if old is not None else "added"
     new = price if price.amount is not None else billed({each: others[each] for each in others if each != key}, key)
     return Change(
-        kind=kind, price=price, old=old, new=new, verdict=verdict, why=price.evidence,
+        kind=kind, price=price, old=old, new=new, verdict=verdict, why=reason_of(price),
         first_seen=is_first_seen(price), standing=True,
     )  # fmt: skip
 
@@ -288,7 +297,7 @@ class _Comparison:
         verdict, why = likely
         before = self._proposed_before(price, first_seen)
         if before is not None:
-            why = before.evidence
+            why = reason_of(before)
             verdict = "held" if before.status == "held" else "refused"
         row = before or replace(
             price,

@@ -1,0 +1,111 @@
+"""The billing side of a Meter: what usage costs, who is on which plan, credit, invoices."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+    from datetime import date, datetime
+
+    from token_meter.billing.invoice import Invoice
+    from token_meter.billing.plans import Period, Subscription
+    from token_meter.bookkeeping.invoice_book import InvoiceBook
+    from token_meter.bookkeeping.plan_book import PlanBook
+    from token_meter.ledger import Ledger
+    from token_meter.ledger.costs import CostRow
+
+    Moment = datetime | date | str | None
+
+
+class Charging(ABC):
+    """What a Meter does beyond metering; every method needs a ledger, and first delivers this process's events."""
+
+    @property
+    @abstractmethod
+    def ledger(self) -> Ledger:
+        """The ledger behind the meter."""
+
+    @abstractmethod
+    def _catch_up(self) -> None: ...
+
+    def costs(
+        self,
+        customer: str | object | None = ...,
+        *,
+        by: Sequence[str] | str = ("model",),
+        since: Moment = None,
+        until: Moment = None,
+        bucket: Literal["hour", "day", "month"] | None = None,
+        time_zone: str = "UTC",
+        **filters: Any,
+    ) -> list[CostRow]:
+        """Usage with what it cost (USD), what is charged for it and the margin, exact; arguments as for `usage`.
+
+        What has no price is in no sum: `row.unpriced` names it, `row.reasons` says why.
+        """
+        ledger = self._rated()
+        if customer is not ... and customer is not None:
+            filters["customer"] = customer
+        keys = (by,) if isinstance(by, str) else tuple(by)
+        return ledger.costs(by=keys, since=since, until=until, bucket=bucket, time_zone=time_zone, **filters)
+
+    @property
+    def plans(self) -> PlanBook:
+        """Rate cards, plans, meters and subscriptions: read and edit them."""
+        from token_meter.bookkeeping.plan_book import PlanBook
+
+        return PlanBook(self.ledger)
+
+    @property
+    def invoices(self) -> InvoiceBook:
+        """Drafts, final invoices, voids and credit notes."""
+        from token_meter.bookkeeping.invoice_book import InvoiceBook
+
+        return InvoiceBook(self.ledger)
+
+    def load_plans(
+        self, file: str | os.PathLike[str] | Mapping[str, Any], *, effective_from: datetime | None = None
+    ) -> list[str]:
+        """Keep the meters, rate cards and plans of a YAML file (or a mapping); the labels of what changed.
+
+        Raises InvalidPlan naming line and field of what is wrong.
+        """
+        from token_meter.bookkeeping.plan_files import read_plans
+
+        return self.plans.keep(read_plans(file), effective_from=effective_from)
+
+    def subscribe(
+        self, customer: str, plan: str, *, start: datetime | None = None, stop: datetime | None = None
+    ) -> Subscription:
+        """Put a customer on a plan from now on, or from `start`. Raises InvalidPlan for one that overlaps another."""
+        self._catch_up()
+        return self.plans.subscribe(customer, plan, start=start, stop=stop)
+
+    def invoice(self, customer: str, period: Period | str | None = None) -> Invoice:
+        """The invoice of a customer: final if it is, else as it would be now. `print` it.
+
+        `period`: a month like "2026-11", or a Period; default: the billing period under way. Without a plan it is at
+        cost, and says so. Raises InvalidInvoice if there is no billing period then.
+        """
+        from token_meter.bookkeeping.plan_files import read_period
+        from token_meter.errors import InvalidInvoice
+
+        self._rated()
+        within = read_period(period) if isinstance(period, str) else period
+        found = self.invoices.draft(customer, within=within)
+        if not found:
+            raise InvalidInvoice(f"{customer} has no billing period that ends within {within or 'this period'}")
+        return found[-1]
+
+    def _rated(self) -> Ledger:
+        """The ledger, with everything of this process in it, and nothing left unrated that can be rated."""
+        from token_meter.bookkeeping.rater import rate_pending
+
+        ledger = self.ledger
+        self._catch_up()
+        rate_pending(ledger)
+        return ledger

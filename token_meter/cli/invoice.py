@@ -1,0 +1,366 @@
+"""`token-meter invoice`: drafts, final invoices, runs over all customers, verification, accounting files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from token_meter.cli import options
+from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
+from token_meter.cli.mode import ModeOption, read_mode
+from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_csv, write_json
+from token_meter.cli.place import find, reading
+from token_meter.cli.plans import CustomerArgument
+from token_meter.cli.rated import rated
+from token_meter.cli.tables import Column, Table
+from token_meter.cli.text import counted
+
+if TYPE_CHECKING:
+    from token_meter.billing.invoice import Invoice
+    from token_meter.billing.plans import Period
+    from token_meter.bookkeeping.invoice_rows import Kept
+
+LEVELS: Final = ("token_type", "model", "meter", "total")
+
+app = typer.Typer(
+    cls=Commands, help="Invoices: see drafts, make them final, verify, export.", no_args_is_help=True, epilog=EPILOG
+)
+
+PeriodOption = Annotated[
+    str | None,
+    typer.Option("--period", metavar="PERIOD", help="Billing periods that end within: 2026-11, 2026-Q4, 2026."),
+]
+LevelOption = Annotated[
+    str | None, typer.Option("--level", metavar="LEVEL", help="Lines by token_type, model, meter or total.")
+]
+NumberArgument = Annotated[str, typer.Argument(metavar="NUMBER", help="The invoice's number: INV-000001.")]
+ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it stays with the invoice.")]
+
+
+@app.command("show", epilog=EPILOG)
+def show_invoice(
+    customer: Annotated[str, typer.Argument(metavar="CUSTOMER|NUMBER", help="A customer's draft, or a kept invoice.")],
+    period: PeriodOption = None,
+    level: LevelOption = None,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+    csv: options.CsvOption = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to print instead.")] = None,
+) -> None:
+    """Show what a customer's invoice is, or would be now, with the math of every line.
+
+    Without --period: the billing period under way.
+    """
+    from token_meter.billing.render import as_html, as_text
+
+    shape = chosen_shape(json=json, csv=csv)
+    _check_level(level)
+    with rated(find(ledger, journal)) as opened:
+        found = _found(opened, customer, _period(period), read_mode(mode))
+    if html is not None:
+        html.write_text("".join(as_html(each, level) for each in found), encoding="utf-8")
+        note(f"wrote {html}")
+    elif shape is Shape.JSON:
+        write_json([each.to_json() for each in found])
+    elif shape is Shape.CSV:
+        _write_rows(found, level)
+    else:
+        write("\n\n".join(as_text(each, level) for each in found) + "\n")
+
+
+@app.command("run", epilog=EPILOG)
+def run(
+    period: Annotated[str, typer.Option("--period", metavar="PERIOD", help="Periods that end within: 2026-11.")],
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Make every customer's invoices of a period final. Safe to run again: who has one keeps it."""
+    from token_meter.bookkeeping.invoice_book import InvoiceBook
+
+    with rated(find(ledger, journal)) as opened, _bar("invoicing") as progress:
+        ran = InvoiceBook(opened).run(_needed(period), mode=read_mode(mode), progress=progress)
+    total = _totals(ran.written)
+    if json:
+        write_json({"written": [each.number for each in ran.written], "there": ran.there, "empty": ran.empty,
+                    "totals": total})  # fmt: skip
+        return
+    amounts = ", ".join(f"{amount} {currency}" for currency, amount in total.items()) or "nothing"
+    write(f"{counted(len(ran.written), 'invoice')} written, {amounts}; {ran.there} were there already, "
+          f"{ran.empty} periods had nothing to invoice\n")  # fmt: skip
+    held = [each for each in ran.written if each.held]
+    if held:
+        numbers = ", ".join(str(each.number) for each in held[:5])
+        note(f"{counted(len(held), 'invoice')} leave usage without a price for later: {numbers}")
+
+
+@app.command("finalise", epilog=EPILOG)
+def finalise(
+    customer: CustomerArgument,
+    period: Annotated[str, typer.Option("--period", metavar="PERIOD", help="The billing period: 2026-11.")],
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Make one customer's invoice final: it gets a number and never changes again."""
+    from token_meter.bookkeeping.invoice_book import InvoiceBook
+
+    with rated(find(ledger, journal)) as opened:
+        invoice = InvoiceBook(opened).finalise(customer, _needed(period), mode=read_mode(mode))
+    write_json(invoice.to_json()) if json else write(f"{invoice}\n")
+
+
+@app.command("list", epilog=EPILOG)
+def list_invoices(
+    customer: options.CustomerOption = None,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
+    csv: options.CsvOption = False,
+    markdown: options.MarkdownOption = False,
+) -> None:
+    """List the invoices and credit notes that were written, oldest first."""
+    from token_meter.bookkeeping.invoice_book import InvoiceBook
+
+    shape = chosen_shape(json=json, csv=csv, markdown=markdown)
+    with reading(find(ledger)) as opened:
+        rows = [_listed(each) for each in InvoiceBook(opened).list(customer=customer, mode=read_mode(mode))]
+    if shape is Shape.JSON:
+        write_json(rows)
+        return
+    columns = (Column("number", whole=True), Column("customer"), Column("period", whole=True), Column("state"),
+               Column("issued", whole=True), Column("paid", whole=True), Column("total", number=True),
+               Column("currency"), Column("concerns", expendable=True))  # fmt: skip
+    show(Table(columns, rows, nothing=""), shape)
+
+
+@app.command("void", epilog=EPILOG)
+def void(
+    number: NumberArgument, reason: ReasonOption, mode: ModeOption = None, ledger: options.LedgerOption = None
+) -> None:
+    """Declare an invoice void: its number stays, its period can be invoiced again."""
+    from token_meter.bookkeeping.invoice_book import InvoiceBook
+
+    with reading(find(ledger)) as opened:
+        InvoiceBook(opened).void(number, reason=reason, mode=read_mode(mode))
+    write(f"{number} is void: {reason}\n")
+
+
+@app.command("pay", epilog=EPILOG)
+def pay(
+    number: NumberArgument,
+    reference: Annotated[str, typer.Option("--reference", metavar="TEXT", help="Of the payment.")] = "",
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+) -> None:
+    """Mark an invoice as paid."""
+    from token_meter.bookkeeping.invoice_book import InvoiceBook
+
+    with reading(find(ledger)) as opened:
+        kept = InvoiceBook(opened).pay(number, reference=reference, mode=read_mode(mode))
+    write(f"{number} was paid on {kept.paid:%Y-%m-%d}\n")
+
+
+@app.command("credit-note", epilog=EPILOG)
+def credit_note(
+    number: NumberArgument,
+    reason: ReasonOption,
+    amount: Annotated[str | None, typer.Option("--amount", metavar="AMOUNT", help="Default: all that is left.")] = None,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+) -> None:
+    """Take a final invoice back, all of it or an amount, by a note with a number of its own."""
+    from token_meter.bookkeeping.invoice_book import InvoiceBook
+    from token_meter.money import decimal_of
+
+    try:
+        taken = None if amount is None else decimal_of(amount, "--amount")
+    except ValueError as error:
+        raise Failure(str(error), code=WRONG_USAGE) from None
+    with reading(find(ledger)) as opened:
+        note_ = InvoiceBook(opened).credit_note(number, reason=reason, amount=taken, mode=read_mode(mode))
+    write(f"{note_.number}: {note_.total:f} {note_.currency} of {number}: {reason}\n")
+
+
+@app.command("verify", epilog=EPILOG)
+def verify(
+    numbers: Annotated[list[str] | None, typer.Argument(metavar="[NUMBER]...", help="Default: all of them.")] = None,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Work final invoices out again from events, prices and plans, byte for byte; exit code 1 if one differs."""
+    from token_meter.bookkeeping.invoice_book import InvoiceBook
+    from token_meter.bookkeeping.verification import verify as verify_one
+    from token_meter.errors import NotVerified
+
+    wrong: dict[str, str] = {}
+    with reading(find(ledger)) as opened, _bar("verifying") as progress:
+        chosen = read_mode(mode)
+        wanted = numbers or [str(each.invoice.number) for each in InvoiceBook(opened).list(mode=chosen)]
+        for place, number in enumerate(wanted, 1):
+            try:
+                verify_one(opened, number, mode=chosen)
+            except NotVerified as problem:
+                wrong[number] = str(problem)
+            progress(place, len(wanted))
+    if json:
+        write_json({"verified": len(wanted) - len(wrong), "wrong": wrong})
+    else:
+        write(f"{counted(len(wanted) - len(wrong), 'invoice')} worked out again, byte for byte the same\n")
+    if wrong:
+        raise Failure("; ".join(wrong.values()))
+
+
+@app.command("export", epilog=EPILOG)
+def export(
+    period: PeriodOption = None,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+) -> None:
+    """Write every line of every final invoice as CSV, for accounting; --period: of invoices for periods within it."""
+    from token_meter.bookkeeping.invoice_book import InvoiceBook
+
+    within = _period(period)
+    with reading(find(ledger)) as opened:
+        kept = InvoiceBook(opened).list(mode=read_mode(mode), state="final")
+    _write_rows([each.invoice for each in kept if within is None or _ends_in(each, within)], None)
+
+
+@app.command("accrual", epilog=EPILOG)
+def accrual(
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+    csv: options.CsvOption = False,
+) -> None:
+    """Show what every customer has used up to now and is on no final invoice yet: what to accrue at month's end."""
+    from token_meter.bookkeeping.accrual import accruals
+
+    shape = chosen_shape(json=json, csv=csv)
+    with rated(find(ledger, journal)) as opened:
+        rows = [
+            {"customer": each.customer, "period": str(each.period), "plan": each.plan, "amount": f"{each.subtotal:f}",
+             "currency": each.currency, "unpriced": len(each.held) or None}
+            for each in accruals(opened, mode=read_mode(mode))
+        ]  # fmt: skip
+    if shape is Shape.JSON:
+        write_json(rows)
+        return
+    columns = (Column("customer"), Column("period", whole=True), Column("plan"), Column("amount", number=True),
+               Column("currency"), Column("unpriced", number=True))  # fmt: skip
+    show(Table(columns, rows, nothing=""), shape)
+
+
+@app.command("seller", epilog=EPILOG)
+def seller(
+    detail: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME=TEXT...", help="name=, address=, tax_id=, terms=, prefix=, rounding=half_up."),
+    ],
+    ledger: options.LedgerOption = None,
+) -> None:
+    """Say who sells: it stands on every invoice from now on."""
+    from token_meter.bookkeeping.invoice_book import InvoiceBook
+    from token_meter.money import ROUNDINGS
+
+    pairs = [each.partition("=") for each in detail]
+    if any(not separator for _, separator, _ in pairs):
+        raise Failure("write details as NAME=TEXT, such as name='Example Ltd'", code=WRONG_USAGE)
+    details = {name: value for name, _, value in pairs}
+    if details.get("rounding", "half_even") not in ROUNDINGS:
+        raise Failure(f"rounding is one of {', '.join(ROUNDINGS)}", code=WRONG_USAGE)
+    with rated(find(ledger), make=True) as opened:
+        InvoiceBook(opened).set_seller(details)
+    write("it stands on every invoice from now on\n")
+
+
+def _found(ledger: Any, wanted: str, period: Period | None, mode: Any) -> list[Invoice]:
+    from token_meter.bookkeeping.invoice_book import InvoiceBook
+    from token_meter.errors import InvalidInvoice
+
+    book = InvoiceBook(ledger)
+    try:
+        return [book.get(wanted, mode=mode).invoice]
+    except InvalidInvoice:
+        found = book.draft(wanted, within=period, mode=mode)
+    if not found:
+        raise Failure(f"{wanted} has no billing period that ends within {period or 'this one'}")
+    return found
+
+
+def _listed(kept: Kept) -> dict[str, Any]:
+    invoice = kept.invoice
+    return {
+        "number": invoice.number,
+        "customer": invoice.customer,
+        "period": str(invoice.period),
+        "state": "credit note" if kept.kind == "credit_note" else kept.state,
+        "issued": f"{kept.issued:%Y-%m-%d}",
+        "paid": f"{kept.paid:%Y-%m-%d}" if kept.paid else None,
+        "total": f"{invoice.total:f}",
+        "currency": invoice.currency,
+        "concerns": kept.concerns,
+    }
+
+
+def _write_rows(found: list[Invoice], level: str | None) -> None:
+    from token_meter.billing.render import CSV_COLUMNS, as_rows
+
+    write_csv([Column(name) for name in CSV_COLUMNS], (row for each in found for row in as_rows(each, level)))
+
+
+def _ends_in(kept: Kept, within: Period) -> bool:
+    return within.start < kept.invoice.period.stop <= within.stop
+
+
+def _totals(written: list[Invoice]) -> dict[str, str]:
+    from token_meter.money import total
+
+    currencies = sorted({each.currency for each in written})
+    return {name: f"{total(each.total for each in written if each.currency == name):f}" for name in currencies}
+
+
+def _period(text: str | None) -> Period | None:
+    return None if text is None else _needed(text)
+
+
+def _needed(text: str) -> Period:
+    from token_meter.bookkeeping.plan_files import read_period
+
+    try:
+        return read_period(text)
+    except ValueError as error:
+        raise Failure(str(error), code=WRONG_USAGE) from None
+
+
+def _check_level(level: str | None) -> None:
+    if level is not None and level not in LEVELS:
+        raise Failure(f"--level is one of {', '.join(LEVELS)}, not {level!r}", code=WRONG_USAGE)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Any]:
+    """Progress on a terminal: told how much of how many is done."""
+    import sys
+
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from token_meter.cli.terminal import console
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console("error"), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

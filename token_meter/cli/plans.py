@@ -1,0 +1,249 @@
+"""`token-meter plans`: rate cards, plans, meters, and who is on which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from token_meter.cli import options
+from token_meter.cli.exits import EPILOG, Commands, Failure
+from token_meter.cli.mode import ModeOption, read_mode
+from token_meter.cli.moments import read_moment
+from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
+from token_meter.cli.place import find, reading
+from token_meter.cli.rated import rated
+from token_meter.cli.tables import Column, Table
+from token_meter.cli.text import counted, did_you_mean
+
+if TYPE_CHECKING:
+    from token_meter.billing.catalogue import Catalogue
+
+EXAMPLE: Final = """\
+# Keep it with: token-meter plans apply FILE
+meters:
+  - {name: documents, aggregation: sum, unit: document, title: Documents}
+
+rate_cards:
+  - name: standard
+    currency: USD
+    rates:
+      - meter: llm_tokens
+        cost_plus: {markup: 30%}            # on what the provider charges us
+        overrides:
+          - {model: "gpt-5*", token_type: output, markup: 50%}
+      - meter: api_calls
+        per_unit: 0.01
+      - meter: documents
+        graduated:                          # also: volume, package, flat, per_unit, matrix
+          - {up_to: 1000, price: 0.05}
+          - {up_to: inf, price: 0.03}
+
+plans:
+  - name: pro
+    period: month                           # day, week, month, quarter, year
+    fees: [{title: Base fee, amount: 20.00}]
+    included: [{meter: llm_tokens, quantity: 1_000_000, where: {token_type: input}}]
+    rate_cards: [standard]
+    discounts: [{title: Launch discount, percent: 10}]
+"""
+
+app = typer.Typer(
+    cls=Commands, help="What is charged: rate cards, plans, subscriptions.", no_args_is_help=True, epilog=EPILOG
+)
+
+SinceOption = Annotated[
+    str | None,
+    typer.Option("--since", metavar="TIME", help="From then on, also in the past: 2026-11-01. Default: now."),
+]
+PlanArgument = Annotated[str, typer.Argument(metavar="PLAN", help="A plan, or one version of it: pro, pro@2.")]
+CustomerArgument = Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer's id.")]
+
+
+@app.command("list", epilog=EPILOG)
+def list_plans(
+    ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
+    csv: options.CsvOption = False,
+    markdown: options.MarkdownOption = False,
+) -> None:
+    """List plans and rate cards with their present version, and how many customers are on each plan."""
+    shape = chosen_shape(json=json, csv=csv, markdown=markdown)
+    place = find(ledger)
+    with reading(place) as opened:
+        found = list(_rows(_catalogue(opened)))
+    if shape is Shape.JSON:
+        write_json(found)
+        return
+    columns = (Column("kind", quiet=True), Column("name"), Column("version", number=True), Column("since", whole=True),
+               Column("currency"), Column("charges"), Column("customers", number=True))  # fmt: skip
+    show(Table(columns, found, nothing=""), shape)
+    if not found:
+        note(f"no plans yet: `token-meter setup --markup 30{place.again}`, or `token-meter plans example`")
+
+
+@app.command("show", epilog=EPILOG)
+def show_plan(plan: PlanArgument, ledger: options.LedgerOption = None, json: options.JsonOption = False) -> None:
+    """Show a plan or a rate card with everything in it, as it would stand in a file."""
+    from token_meter.billing.fields import document
+
+    with reading(find(ledger)) as opened:
+        catalogue = _catalogue(opened)
+    name, _, number = plan.partition("@")
+    versions: list[Any] = [*catalogue.plans.get(name, ()), *catalogue.cards.get(name, ())]
+    wanted = [each for each in versions if not number or str(each.number) == number]
+    if not wanted:
+        hint = did_you_mean(name, [*catalogue.plans, *catalogue.cards])
+        raise Failure(f"there is no plan or rate card {plan!r}.{hint}")
+    found = [
+        {"version": each.number, "effective_from": each.effective_from.isoformat(), **document(each.content)}
+        for each in wanted
+    ]
+    if json:
+        write_json(found)
+        return
+    import yaml
+
+    write(yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
+
+
+@app.command("apply", epilog=EPILOG)
+def apply_plans(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML: `token-meter plans example` shows one.")],
+    since: SinceOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and keep nothing.")] = False,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Keep the meters, rate cards and plans of a file; what differs from what is kept becomes another version."""
+    from token_meter.bookkeeping.plan_book import PlanBook
+    from token_meter.bookkeeping.plan_files import read_plans
+
+    plans = read_plans(file)
+    if dry_run:
+        told = [f"{len(plans.meters)} meters", f"{len(plans.rate_cards)} rate cards", f"{len(plans.plans)} plans"]
+        write(f"{file} can be read: {', '.join(told)}; nothing was kept\n")
+        return
+    moment = read_moment(since, zone=UTC, now=datetime.now(UTC))
+    with rated(find(ledger, journal), make=True) as opened:
+        changed = PlanBook(opened).keep(plans, effective_from=moment)
+    if json:
+        write_json({"changed": changed})
+    else:
+        write(f"kept {', '.join(changed)}\n" if changed else "nothing differs from what is kept\n")
+
+
+@app.command("subscribe", epilog=EPILOG)
+def subscribe(
+    customer: CustomerArgument,
+    plan: PlanArgument,
+    since: SinceOption = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Ends then (not included).")] = None,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Put a customer on a plan, from now on or from a time on. The plan they were on ends there."""
+    from token_meter.bookkeeping.plan_book import PlanBook
+
+    now = datetime.now(UTC)
+    start, stop = (read_moment(text, zone=UTC, now=now) for text in (since, until))
+    with rated(find(ledger, journal)) as opened:
+        made = PlanBook(opened).subscribe(customer, plan, start=start, stop=stop, mode=read_mode(mode))
+    if json:
+        write_json({"id": made.id, "customer": customer, "plan": f"{made.plan}@{made.version}",
+                    "start": made.start.isoformat(), "stop": made.stop and made.stop.isoformat()})  # fmt: skip
+    else:
+        until_text = f" until {made.stop:%Y-%m-%d %H:%M}" if made.stop else ""
+        write(f"{customer} is on {made.plan}@{made.version} from {made.start:%Y-%m-%d %H:%M} UTC on{until_text}\n")
+
+
+@app.command("unsubscribe", epilog=EPILOG)
+def unsubscribe(
+    customer: CustomerArgument,
+    at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="Ends then. Default: now.")] = None,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+) -> None:
+    """End a customer's subscription; they are on the default plan from then on, or at cost."""
+    from token_meter.bookkeeping.plan_book import PlanBook
+
+    moment = read_moment(at, zone=UTC, now=datetime.now(UTC))
+    with rated(find(ledger, journal)) as opened:
+        ended = PlanBook(opened).unsubscribe(customer, at=moment, mode=read_mode(mode))
+    write(f"{customer} was on {ended.plan}@{ended.version} until {ended.stop:%Y-%m-%d %H:%M} UTC\n")
+
+
+@app.command("default", epilog=EPILOG)
+def default(
+    plan: Annotated[str | None, typer.Argument(metavar="PLAN", help="The plan; none: at cost.")] = None,
+    since: SinceOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+) -> None:
+    """Choose the plan of customers who have none of their own; without PLAN they are charged at cost."""
+    from token_meter.bookkeeping.plan_book import PlanBook
+
+    moment = read_moment(since, zone=UTC, now=datetime.now(UTC))
+    with rated(find(ledger, journal), make=True) as opened:
+        PlanBook(opened).set_default(plan, effective_from=moment)
+    write(f"customers without a plan of their own are {'on ' + plan if plan else 'charged at cost'}\n")
+
+
+@app.command("example", epilog=EPILOG)
+def example() -> None:
+    """Print a file with a rate card and a plan, to start from."""
+    write(EXAMPLE)
+
+
+def _catalogue(ledger: Any) -> Catalogue:
+    from token_meter.bookkeeping.plan_book import PlanBook
+
+    return PlanBook(ledger).catalogue()
+
+
+def _rows(catalogue: Catalogue) -> Iterator[dict[str, Any]]:
+    now = datetime.now(UTC)
+    default_plan = catalogue.default_at(now)
+    for name, plans in sorted(catalogue.plans.items()):
+        plan = catalogue.plan_at(name, now) or plans[-1]
+        on_it = [each for mine in catalogue.subscriptions.values() for each in mine if each.plan == name]
+        content = plan.content
+        parts = [*(f"{fee.amount} {fee.title}" for fee in content.fees), *content.rate_cards]
+        parts += ["own rates"] if content.rates else []
+        parts += [f"{counted(len(content.included), 'inclusion')}"] if content.included else []
+        yield {
+            "kind": "plan (default)" if name == default_plan else "plan",
+            "name": name,
+            "version": plan.number,
+            "since": f"{plan.effective_from:%Y-%m-%d %H:%M}",
+            "currency": content.currency,
+            "charges": f"per {content.period}: {', '.join(parts)}",
+            "customers": len({each.customer for each in on_it if each.holds_at(now)}),
+        }
+    for name, cards in sorted(catalogue.cards.items()):
+        card = catalogue.card_at(name, now) or cards[-1]
+        yield {
+            "kind": "rate card",
+            "name": name,
+            "version": card.number,
+            "since": f"{card.effective_from:%Y-%m-%d %H:%M}",
+            "currency": card.content.currency,
+            "charges": ", ".join(f"{rate.meter} {_way(rate)}" for rate in card.content.rates),
+        }
+
+
+def _way(rate: Any) -> str:
+    from token_meter.money import plain
+
+    if rate.cost_plus is not None:
+        return f"x {plain(rate.cost_plus.factor)} of cost"
+    if rate.per_unit is not None:
+        return f"{plain(rate.per_unit)} each" if rate.per == 1 else f"{plain(rate.per_unit)} per {rate.per:,}"
+    return str(rate.kind).replace("_", " ")
