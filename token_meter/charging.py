@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
     from datetime import date, datetime
+    from decimal import Decimal
 
+    from token_meter.billing.credit import CreditGrant
     from token_meter.billing.invoice import Invoice
     from token_meter.billing.plans import Period, Subscription
+    from token_meter.bookkeeping.credit_book import CreditBook
     from token_meter.bookkeeping.invoice_book import InvoiceBook
     from token_meter.bookkeeping.plan_book import PlanBook
     from token_meter.ledger import Ledger
@@ -66,6 +69,29 @@ class Charging(ABC):
         from token_meter.bookkeeping.invoice_book import InvoiceBook
 
         return InvoiceBook(self.ledger)
+
+    @property
+    def credits(self) -> CreditBook:
+        """Prepaid credit: grants, packs, balances, the journal."""
+        from token_meter.bookkeeping.credit_book import CreditBook
+
+        return CreditBook(self.ledger)
+
+    def credit(
+        self,
+        customer: str,
+        amount: Decimal | str | int,
+        *,
+        kind: Literal["paid", "promotional"] = "promotional",
+        currency: str = "USD",
+        priority: int = 50,
+        expires: datetime | None = None,
+        id: str | None = None,
+    ) -> CreditGrant:
+        """Grant credit to a customer: it is drawn from the moment on usage is recorded. More: `meter.credits`."""
+        return self.credits.grant(
+            customer, amount, kind=kind, currency=currency, priority=priority, expires=expires, id=id
+        )
 
     def load_plans(
         self, file: str | os.PathLike[str] | Mapping[str, Any], *, effective_from: datetime | None = None

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from token_meter.billing.lines import Held, Line, Segment, lines_of
 from token_meter.billing.meters import MeterDefinition
@@ -23,6 +23,14 @@ FORMAT: Final = 1
 """The version of the JSON form; a later one reads the earlier ones."""
 
 Level = Literal["token_type", "model", "meter", "total"]
+
+
+class Bought(NamedTuple):
+    """A pack of credit that was sold in the period."""
+
+    grant: str
+    title: str
+    price: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +163,7 @@ def draw_up(
     currency: str,
     meters: Mapping[str, MeterDefinition],
     corrections: Sequence[Correction] = (),
+    bought: Sequence[Bought] = (),
     credit: Decimal = ZERO,
     tax_percent: Decimal | None = None,
     rounding: str = "half_even",
@@ -162,7 +171,8 @@ def draw_up(
     seller: Mapping[str, Any] | None = None,
     buyer: Mapping[str, Any] | None = None,
 ) -> Invoice:
-    """Draw up an invoice. `credit` is the balance that may be used; `tax_percent` goes on what is left after discounts.
+    """Draw up an invoice. `bought` are packs of credit. `credit` is what may be used of the customer's credit: it pays
+    for usage, not for fees, packs or tax. `tax_percent` goes on what is left after discounts.
 
     Every line is exact first; then they are rounded together (largest remainder), so that they sum to the rounded
     total.
@@ -173,18 +183,16 @@ def draw_up(
         mine, missing = lines_of(segment, meters)
         lines += mine
         held += missing
+    lines += [Line("pack", f"pack|{each.grant}", each.title, period, each.price) for each in bought]
     lines += [line for correction in corrections for line in correction.lines]
+    credit_line = _credit(lines, credit, period)
+    if credit_line is not None:
+        lines.append(credit_line)
     amounts = shares([line.exact for line in lines], currency, rounding)
     lines = [replace(line, amount=amount) for line, amount in zip(lines, amounts, strict=True)]
-    subtotal = total(amounts)
+    subtotal = total(line.amount or ZERO for line in lines if line.kind != "credit")
     if tax_percent is not None and tax_percent and subtotal > ZERO:
         lines.append(_tax(subtotal, tax_percent, period, currency, rounding))
-    owed = total(line.amount or ZERO for line in lines)
-    if credit > ZERO and owed > ZERO:
-        used = min(rounded(credit, currency, "down"), owed)
-        if used:
-            taken = EXACT.minus(used)
-            lines.append(Line("credit", "credit", "Credit", period, taken, amount=taken))
     return Invoice(
         customer=customer,
         mode=mode,
@@ -198,6 +206,17 @@ def draw_up(
         seller=seller or {},
         buyer=buyer or {},
     )
+
+
+def usage_total(lines: Iterable[Line]) -> Decimal:
+    """What credit may pay for: usage with what is included, discounted and corrected of it; never below zero."""
+    kinds = ("usage", "included", "minimum", "discount", "correction")
+    return max(ZERO, total(line.exact for line in lines if line.kind in kinds))
+
+
+def _credit(lines: Sequence[Line], credit: Decimal, period: Period) -> Line | None:
+    used = min(credit, usage_total(lines))
+    return Line("credit", "credit", "Credit used", period, EXACT.minus(used)) if used > ZERO else None
 
 
 def corrections_to(invoiced: Sequence[Line], now: Sequence[Line], *, number: str) -> Correction | None:
@@ -230,7 +249,7 @@ def corrections_to(invoiced: Sequence[Line], now: Sequence[Line], *, number: str
 def _by_key(lines: Sequence[Line]) -> dict[str, Line]:
     found: dict[str, Line] = {}
     for line in lines:
-        if line.kind in ("tax", "credit"):
+        if line.kind in ("tax", "credit", "pack"):
             continue
         seen = found.get(line.key)
         if seen is None:

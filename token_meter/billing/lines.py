@@ -16,7 +16,7 @@ from token_meter.money import EXACT, ONE, ZERO, plain, total
 from token_meter.prices.price import moment_text
 from token_meter.usage import TOKEN_TYPES
 
-Kind: TypeAlias = Literal["usage", "included", "minimum", "fee", "discount", "correction", "credit", "tax"]
+Kind: TypeAlias = Literal["usage", "included", "minimum", "fee", "discount", "pack", "correction", "credit", "tax"]
 
 UNITS: Final = "units"
 """The token type under which a meter of the operator's own counts."""

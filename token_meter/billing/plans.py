@@ -18,6 +18,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, model_validator
 
 from token_meter.billing.cards import Rate, RateCard
+from token_meter.billing.credit import Pack
 from token_meter.billing.fields import Amount, Currency, Frozen, MeterName, Name, Quantity, Share, Text, given
 from token_meter.billing.meters import LLM_TOKENS, MeterDefinition
 from token_meter.money import EXACT
@@ -98,11 +99,12 @@ class Plan(Frozen):
 
 
 class PlansFile(Frozen):
-    """A YAML file of meters, rate cards and plans."""
+    """A YAML file of meters, rate cards, plans and packs of credit."""
 
     meters: list[MeterDefinition] = Field(default_factory=list, max_length=200)
     rate_cards: list[RateCard] = Field(default_factory=list, max_length=200)
     plans: list[Plan] = Field(default_factory=list, max_length=200)
+    packs: list[Pack] = Field(default_factory=list, max_length=200)
 
 
 @dataclass(frozen=True, slots=True)

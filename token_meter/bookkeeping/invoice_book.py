@@ -21,6 +21,7 @@ from token_meter.billing.catalogue import Catalogue
 from token_meter.billing.invoice import Correction, Invoice, corrections_to, draw_up
 from token_meter.billing.lines import Line, lines_of
 from token_meter.billing.plans import Period
+from token_meter.bookkeeping.credit_rows import bought_in, drawn_until, read_grants, settle
 from token_meter.bookkeeping.invoice_rows import (
     Kept,
     buyer_of,
@@ -43,14 +44,15 @@ from token_meter.bookkeeping.invoice_rows import (
     segment_json,
     shown_buyer,
 )
-from token_meter.bookkeeping.plan_book import read_catalogue, read_setting, write_setting
+from token_meter.bookkeeping.plan_book import read_catalogue
 from token_meter.bookkeeping.segments import Billing, billings, month_around, segments_of
+from token_meter.bookkeeping.settings import read_setting, write_setting
 from token_meter.errors import InvalidInvoice
 from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.ledger.store import Store
 from token_meter.ledger.tables import invoices, reratings, state
 from token_meter.ledger.text import to_stored
-from token_meter.money import EXACT, ZERO, decimal_of, total
+from token_meter.money import EXACT, ZERO, decimal_of, plain, total
 
 if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger
@@ -259,7 +261,10 @@ class _Desk:
         due = now + timedelta(days=plan.due_days if plan is not None else 30)
         number = next_number(self._connection, self._mode, str(self._seller.get("prefix") or "INV"))
         final = replace(invoice, number=number, state="final", issued=now, due=due)
+        used = EXACT.minus(total(line.exact for line in final.lines if line.kind == "credit"))
+        missing = EXACT.subtract(used, self._drawn(final.customer, billing))
         keep_invoice(self._connection, final, inputs, kind="invoice")
+        settle(self._connection, self._mode, final.customer, billing.period.stop, final.currency, missing, number)
         until = micros(billing.period.stop)
         self._connection.execute(state.update().where(state.c.closed < until).values(closed=until))
         return final
@@ -271,6 +276,8 @@ class _Desk:
         check_currency(buyer, billing, customer)
         segments = segments_of(self._store, connection, self.catalogue, billing, mode=mode, customer=customer)
         corrections = self._corrections(customer)
+        credit = self._credit(customer, billing)
+        bought = bought_in(connection, mode, customer, billing.period, billing.currency)
         invoice = draw_up(
             segments,
             customer=customer,
@@ -279,6 +286,8 @@ class _Desk:
             currency=billing.currency,
             meters=meters,
             corrections=corrections,
+            bought=bought,
+            credit=credit,
             tax_percent=buyer.tax_percent,
             rounding=str(self._seller.get("rounding", "half_even")),
             show=billing.plan.show if billing.plan is not None else "token_type",
@@ -292,8 +301,31 @@ class _Desk:
             "segments": [segment_json(segment) for segment in segments],
             "meters": {name: meter.model_dump(mode="json") for name, meter in sorted(meters.items())},
             "corrections": [correction_json(each) for each in corrections],
+            "bought": [[each.grant, each.title, plain(each.price)] for each in bought],
+            "credit": plain(credit),
         }
         return invoice, inputs
+
+    def _credit(self, customer: str, billing: Billing) -> Decimal:
+        """What may be used of a customer's credit: what usage has drawn and no invoice tells yet, and what is left."""
+        last = billing.period.stop - MICROSECOND
+        mine = read_grants(self._connection, self._mode, customer)
+        left = [each.remaining for each in mine if each.currency == billing.currency and each.usable_at(last)]
+        return max(ZERO, total([self._drawn(customer, billing), *left]))
+
+    def _drawn(self, customer: str, billing: Billing) -> Decimal:
+        """What usage until the end of the period has drawn, less what final invoices tell of it."""
+        stop, currency = billing.period.stop, billing.currency
+        drawn = drawn_until(self._connection, self._mode, customer, stop, currency)
+        told = [
+            line.exact
+            for kept in kept_of(self._connection, customer, self._mode)
+            if kept.kind == "invoice" and kept.state == "final"
+            if kept.invoice.currency == currency and kept.invoice.period.stop <= stop
+            for line in kept.invoice.lines
+            if line.kind == "credit"
+        ]
+        return EXACT.add(drawn, total(told))
 
     def _corrections(self, customer: str) -> list[Correction]:
         """What earlier final invoices of a customer come to now beyond what was invoiced."""

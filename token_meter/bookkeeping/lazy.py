@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from token_meter.bookkeeping.rater import LedgerRater
     from token_meter.event import MeterEvent
     from token_meter.ledger.rater import Rating
+    from token_meter.ledger.rows import Measure
     from token_meter.ledger.store import Store
     from token_meter.prices.book import PriceBook
 
@@ -39,6 +40,10 @@ class LazyRater:
     def renew(self, store: Store, connection: Connection) -> None:
         """Read prices and plans of the ledger."""
         self.made().renew(store, connection)
+
+    def charged(self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]) -> None:
+        """Let prepaid credit follow what was recorded."""
+        self.made().charged(store, connection, measures)
 
     def rate(self, event: MeterEvent) -> Mapping[str, Rating]:
         """The rating of each token type of an event."""

@@ -11,13 +11,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from token_meter.billing.cards import RateCard
 from token_meter.billing.catalogue import Catalogue, Chosen, Version
+from token_meter.billing.credit import Pack
 from token_meter.billing.fields import document
 from token_meter.billing.meters import MeterDefinition, meters_of
 from token_meter.billing.plans import Plan, PlansFile, Subscription, overlapping
+from token_meter.bookkeeping.settings import SETTING as SETTING
+from token_meter.bookkeeping.settings import write_setting
 from token_meter.errors import InvalidPlan
 from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.ledger.tables import catalogue, state, subscriptions
@@ -29,7 +32,10 @@ if TYPE_CHECKING:
 CARD: Final = "card"
 PLAN: Final = "plan"
 METER: Final = "meter"
-SETTING: Final = "setting"
+PACK: Final = "pack"
+KINDS: Final = {METER: "meter", CARD: "rate card", PLAN: "plan", PACK: "pack"}
+"""What people call them."""
+
 DEFAULT_PLAN: Final = "default_plan"
 BILL_ESTIMATED: Final = "bill_estimated"
 
@@ -67,6 +73,7 @@ class PlanBook:
                 *(self._keep(connection, METER, meter.name, meter, moment) for meter in file.meters),
                 *(self._keep(connection, CARD, card.name, card, moment) for card in file.rate_cards),
                 *(self._keep(connection, PLAN, plan.name, plan, moment) for plan in file.plans),
+                *(self._keep(connection, PACK, pack.name, pack, moment) for pack in file.packs),
             ]
             changed = [label for label in kept if label is not None]
             if changed:
@@ -83,7 +90,7 @@ class PlanBook:
             return None
         number = last.number + 1 if last is not None else 1
         self._insert(connection, kind, name, number, moment, text)
-        return f"{name}@{number}"
+        return f"{KINDS[kind]} {name}@{number}"
 
     def _insert(self, connection: Connection, kind: str, name: str, number: int, moment: datetime, text: str) -> None:
         row = {
@@ -112,9 +119,7 @@ class PlanBook:
             self._set(connection, BILL_ESTIMATED, {"wanted": wanted}, self._moment(None))
 
     def _set(self, connection: Connection, name: str, content: Mapping[str, Any], moment: datetime) -> None:
-        mine = (catalogue.c.kind == SETTING) & (catalogue.c.name == name)
-        number = connection.execute(select(func.max(catalogue.c.number)).where(mine)).scalar() or 0
-        self._insert(connection, SETTING, name, number + 1, moment, json.dumps(content))
+        write_setting(connection, name, dict(content), moment=_micros(moment))
         touch(connection)
 
     # Subscriptions
@@ -235,22 +240,10 @@ def read_catalogue(connection: Connection) -> Catalogue:
     )
 
 
-def read_setting(connection: Connection, name: str) -> Any:
-    """What a setting says now; None if it was never set."""
-    mine = (catalogue.c.kind == SETTING) & (catalogue.c.name == name)
-    row = connection.execute(select(catalogue.c.document).where(mine).order_by(catalogue.c.number.desc())).first()
-    return None if row is None else json.loads(row.document)
-
-
-def write_setting(connection: Connection, name: str, content: Any, *, moment: int) -> None:
-    """Another version of a setting."""
-    mine = (catalogue.c.kind == SETTING) & (catalogue.c.name == name)
-    number = connection.execute(select(func.max(catalogue.c.number)).where(mine)).scalar() or 0
-    row = {
-        "kind": SETTING, "name": name, "number": number + 1, "effective": moment, "recorded": moment,
-        "document": json.dumps(content, sort_keys=True),
-    }  # fmt: skip
-    connection.execute(catalogue.insert(), row)
+def read_packs(connection: Connection) -> dict[str, Pack]:
+    """The packs of credit that can be bought, by name."""
+    rows = connection.execute(select(catalogue).where(catalogue.c.kind == PACK).order_by(catalogue.c.number))
+    return {from_stored(row.name): Pack.model_validate(json.loads(row.document)) for row in rows}
 
 
 def touch(connection: Connection) -> None:

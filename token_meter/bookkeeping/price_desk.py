@@ -26,11 +26,12 @@ from token_meter.ledger.store import LedgerError
 from token_meter.ledger.tables import catalogue, state
 from token_meter.ledger.text import to_stored
 from token_meter.prices.book import PriceBook
+from token_meter.prices.change import change_of, evidence, is_first_seen, was_refused
 from token_meter.prices.drift import Comparison, Disagreement, compare
 from token_meter.prices.feeds import Fetched
-from token_meter.prices.merge import change_of, evidence, is_first_seen, merge, was_refused
+from token_meter.prices.merge import merge
 from token_meter.prices.price import Price, Status
-from token_meter.prices.stated import SecondSource
+from token_meter.prices.stated import SecondSource, in_force
 
 ETAG: Final = "prices_etag:"
 """Settings whose name begins so say what a source gave the last time."""
@@ -224,12 +225,14 @@ class PriceDesk:
 
 
 def scheduled(book: PriceBook, now: datetime) -> list[Price]:
-    """Every price of the book that is still to come."""
+    """Every price of the book that is still to come, as it is announced by now."""
     return [
         price
         for model in book.with_overrides(None).models()
-        for price in model.prices
-        if price.status == "active" and price.effective_from is not None and price.effective_from > now
+        for start in sorted({each.effective_from for each in model.prices if each.effective_from})
+        if start > now
+        for price in in_force(model.prices, start).values()
+        if price.effective_from == start
     ]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from token_meter.ledger.values import ANY
 from token_meter.money import EXACT, ZERO, plain
 from token_meter.prices.book import PriceBook, Rated
-from token_meter.prices.merge import Change
+from token_meter.prices.change import Change
 
 if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger
@@ -56,10 +56,14 @@ def effects(ledger: Ledger, book: PriceBook, changes: Sequence[Change], *, now: 
     """What each change means, as if all of them came to be."""
     if not changes:
         return []
-    proposed = [replace(change.price, status="active", recorded_at=now) for change in changes if change.verdict]
-    named = {price.id for price in proposed}
-    after = book.with_rows([*(row for row in book.rows if row.id not in named), *proposed])
-    before = book.with_rows([row for row in book.rows if row.id not in named])
+    rows = [change.price for change in changes if change.verdict]
+    # What holds already keeps its place among the rows of the same date; what would hold comes last.
+    waiting = [replace(row, status="active", recorded_at=now) for row in rows if row.status != "active"]
+    holding = [row for row in rows if row.status == "active"]
+    named = {row.id for row in rows}
+    others = [row for row in book.rows if row.id not in named]
+    before = book.with_rows(others)
+    after = book.with_rows([*others, *holding, *waiting])
     used = _by_model(ledger, after, now)
     return [_effect(change, before, after, used, now) for change in changes]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
 from token_meter.billing.rating import EventRater
+from token_meter.bookkeeping.drawing import Drawing
 from token_meter.bookkeeping.plan_book import read_catalogue
 from token_meter.bookkeeping.price_rows import read_rows
 from token_meter.event import MeterEvent
 from token_meter.ledger.rater import Rating
+from token_meter.ledger.rows import Measure
 from token_meter.ledger.store import Store
 from token_meter.prices.book import PriceBook
 
@@ -34,6 +36,7 @@ class LedgerRater:
         self._given = prices
         self._base: PriceBook | None = self._given if isinstance(self._given, PriceBook) else None
         self._events: EventRater | None = None
+        self._drawing: Drawing | None = None
         if self._given is not None:
             self._book()
 
@@ -47,12 +50,19 @@ class LedgerRater:
         """Read prices and plans of this ledger."""
         rows = read_rows(connection)
         book = self._book()
-        self._events = EventRater(book.with_rows([*book.rows, *rows]) if rows else book, read_catalogue(connection))
+        catalogue = read_catalogue(connection)
+        self._events = EventRater(book.with_rows([*book.rows, *rows]) if rows else book, catalogue)
+        self._drawing = Drawing(catalogue, connection)
 
     def rate(self, event: MeterEvent) -> Mapping[str, Rating]:
         """The rating of each token type of an event."""
         assert self._events is not None, "`renew` comes first"
         return self._events.rate(event)
+
+    def charged(self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]) -> None:
+        """Draw what was charged from the customers' credit, and give back what was taken away."""
+        assert self._events is not None and self._drawing is not None, "`renew` comes first"
+        self._drawing.follow(store, connection, measures)
 
     @property
     def overrides(self) -> Overrides | None:

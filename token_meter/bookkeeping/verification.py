@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Row, select
 
-from token_meter.billing.invoice import Correction, corrections_to, draw_up
+from token_meter.billing.invoice import Bought, Correction, corrections_to, draw_up
 from token_meter.billing.lines import lines_of
 from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plans import Period
@@ -139,6 +139,7 @@ def _check_arithmetic(connection: Connection, kept: Kept, known: Mapping[int, Re
         currency=invoice.currency,
         meters=meters,
         corrections=[_corrected(connection, kept, each, known, meters) for each in inputs["corrections"]],
+        bought=[Bought(grant, title, decimal_of(price, "price")) for grant, title, price in inputs["bought"]],
         credit=decimal_of(inputs.get("credit", "0"), "credit"),
         tax_percent=None if inputs["tax_percent"] is None else decimal_of(inputs["tax_percent"], "tax"),
         rounding=invoice.rounding,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from token_meter.cli import customers, deliver, events, invoice, plans, reconcile
+from token_meter.cli import credits, customers, deliver, events, invoice, notices, plans, reconcile
 from token_meter.cli.demo import demo
 from token_meter.cli.doctor import doctor
 from token_meter.cli.exits import EPILOG, Commands
@@ -29,7 +29,9 @@ app.command("import", epilog=EPILOG)(import_usage)
 app.add_typer(events.app, name="events")
 app.add_typer(customers.app, name="customers")
 app.add_typer(plans.app, name="plans")
+app.add_typer(credits.app, name="credits")
 app.add_typer(invoice.app, name="invoice")
+app.add_typer(notices.app, name="notices")
 app.add_typer(deliver.app, name="deliver")
 app.add_typer(reconcile.app, name="reconcile")
 

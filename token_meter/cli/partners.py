@@ -18,7 +18,7 @@ from token_meter.cli.catch_up import catch_up
 from token_meter.cli.exits import WRONG_USAGE, Failure
 from token_meter.cli.moments import read_moment, read_zone
 from token_meter.cli.output import Shape, note, show, write, write_json
-from token_meter.cli.place import Place, find
+from token_meter.cli.place import Place, find, holds_ledger, reading
 from token_meter.cli.progress import measuring
 from token_meter.cli.tables import Column, Table
 from token_meter.cli.text import counted, did_you_mean, printable
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 BAD_SHOWN_MAX: Final = 20
 GROUPS_SHOWN_MAX: Final = 50
 IDS_MAX: Final = 1_000_000
+EVENTS: Final = "events"
+"""Events of the operator's own, instead of a partner's records."""
 
 MEANINGS: Final = {
     "only_totals": "only totals are known: cached tokens and reasoning are counted as plain input and output",
@@ -47,7 +49,10 @@ MEANINGS: Final = {
 
 
 def import_usage(
-    partner: Annotated[str, typer.Argument(metavar="PARTNER", help="litellm, openrouter, vercel or cloudflare.")],
+    partner: Annotated[
+        str,
+        typer.Argument(metavar="PARTNER|events", help="litellm, openrouter, vercel, cloudflare; or your own events."),
+    ],
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="[FILE]...", help="JSON, JSON lines or CSV, also gzipped.")
     ] = None,
@@ -79,7 +84,11 @@ def import_usage(
         typer.Option("--customer-field", metavar="PATH", help="Names the customer: end_user, metadata.tenant, …"),
     ] = None,
     customer_name: Annotated[
-        str | None, typer.Option("--customer-name", metavar="NAME", help="All of it is this customer's.")
+        str | None,
+        typer.Option("--customer-name", "--customer", metavar="NAME", help="All of it is this customer's."),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="TIME", help="When events without a time happened: now, 2026-11-01.")
     ] = None,
     dimension: Annotated[
         list[str] | None,
@@ -94,7 +103,7 @@ def import_usage(
     journal: options.JournalOption = None,
     json: options.JsonOption = False,
 ) -> None:
-    """Bring in usage that a partner recorded, from files or, with --pull, from its API.
+    """Bring in usage that a partner recorded, from files or, with --pull, from its API; or events from your own files.
 
     Ids are derived from the partner's: what was brought in before counts nothing again. Unless --skip-bad, nothing is
     brought in when a row cannot be read.
@@ -114,7 +123,10 @@ def import_usage(
     place = _place(ledger, journal)
     groups = Groups()
     try:
-        if _from_api(pull, files, url=url, ids_from=ids_from, cursor=cursor, parameter=parameter, key_env=key_env):
+        if partner == EVENTS:
+            when = read_moment(at, zone=zone, now=now)
+            report = _own_events(place, files or [], customer_name, when, skip_bad, dry_run, groups)
+        elif _from_api(pull, files, url=url, ids_from=ids_from, cursor=cursor, parameter=parameter, key_env=key_env):
             api = {
                 "url": url,
                 "key": _key(key_env),
@@ -332,6 +344,40 @@ def _imported(place: Place, partner: str, files: Sequence[Path], wanted: dict[st
     with _writing(place, dry_run=wanted["dry_run"]) as recording, measuring("importing", total) as moved:
         report: Imported = call(recording, partner, *files, watch=groups.add, moved=moved, **wanted)
     return report
+
+
+def _own_events(
+    place: Place,
+    files: Sequence[Path],
+    customer: str | None,
+    at: datetime | None,
+    skip_bad: bool,
+    dry_run: bool,
+    groups: Groups,
+) -> Imported:
+    from token_meter.partners.events import import_events
+    from token_meter.partners.files import size_of
+
+    if not files:
+        raise Failure("name the files with the events", code=WRONG_USAGE)
+    total = sum(map(size_of, files)) * (1 if dry_run or skip_bad else 2)
+    known = _meters(place)
+    with _writing(place, dry_run=dry_run) as recording, measuring("importing", total) as moved:
+        return import_events(
+            recording, *files, customer=customer, at=at, meters=known, skip_bad=skip_bad, dry_run=dry_run,
+            watch=groups.add, moved=moved,
+        )  # fmt: skip
+
+
+def _meters(place: Place) -> list[str]:
+    """The meters that the ledger knows; of one that is not there yet those that are built in."""
+    from token_meter.billing.meters import BUILT_IN
+    from token_meter.bookkeeping.plan_book import PlanBook
+
+    if place.missing or not holds_ledger(place):
+        return list(BUILT_IN)
+    with reading(place) as opened:
+        return list(PlanBook(opened).catalogue().meters)
 
 
 def _pulled(place: Place, partner: str, wanted: dict[str, Any], groups: Groups) -> Imported:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -74,6 +74,8 @@ DIFF: Final = (
     Column("impact", "$ a month", number=True),
 )
 SINCE_DAYS: Final = 30
+ROWS_SHOWN_MAX: Final = 500
+"""A table for people ends there; --json, --csv and --markdown give everything."""
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model: gpt-5, or openai/gpt-5.")]
 AtOption = Annotated[
@@ -131,12 +133,9 @@ def list_prices(
         if shape is Shape.JSON:
             write_json({**view.head(), "prices": [{**row, **_more(price)} for price, row in found]})
             return
-        show(Table(LIST, [row for _, row in found]), shape)
-        note(
-            f"{counted(len(found), 'price')} of {counted(len({row['model'] for _, row in found}), 'model')}"
-            if found
-            else "no price matched; leave filters out"
-        )
+        rows = [row for _, row in found]
+        show(Table(LIST, rows[:ROWS_SHOWN_MAX] if shape is Shape.TABLE else rows), shape)
+        _say_how_many(rows, shape)
         view.say_age()
 
 
@@ -285,6 +284,16 @@ class _Wanted:
         )
 
 
+def _say_how_many(rows: Sequence[Mapping[str, Any]], shape: Shape) -> None:
+    if not rows:
+        note("no price matched; leave filters out")
+        return
+    models = len({(row["provider"], row["model"]) for row in rows})
+    note(f"{counted(len(rows), 'price')} of {counted(models, 'model')}")
+    if shape is Shape.TABLE and len(rows) > ROWS_SHOWN_MAX:
+        note(f"the first {ROWS_SHOWN_MAX} are shown: filter, or take all of them with --csv")
+
+
 def _number(text: str | None, option: str) -> Decimal | None:
     from token_meter.money import decimal_of
 
@@ -356,7 +365,7 @@ def _history_row(price: Price) -> dict[str, Any]:
 def _still_to_come(book: PriceBook, now: datetime) -> list[Effect]:
     from token_meter.bookkeeping.price_desk import scheduled
     from token_meter.bookkeeping.price_impact import Effect
-    from token_meter.prices.merge import change_of
+    from token_meter.prices.change import change_of
 
     return [Effect(change_of(book, price, now=now), (), 0, None) for price in scheduled(book, now)]
 

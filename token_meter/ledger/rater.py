@@ -8,7 +8,7 @@ in a database: cost = quantity x rate, on reading (decision D7).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, Protocol
@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Connection
 
 from token_meter.event import MeterEvent
+from token_meter.ledger.rows import Measure
 from token_meter.ledger.store import Store
 
 UNRATED: Final = 0
@@ -64,3 +65,6 @@ class Rater(Protocol):
 
         The same object for events that are rated alike, as far as possible: its numbers are remembered by it.
         """
+
+    def charged(self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]) -> None:
+        """These measures were added (+1) or taken away (-1) in this transaction: prepaid credit follows at once."""

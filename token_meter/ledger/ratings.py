@@ -164,8 +164,10 @@ def rate_again(
     moved = {
         row.id: (before, before._replace(rating=of.numbers)) for row, of in changed for before in [measure_of(row)]
     }
-    rollups.add([*((before, -1) for before, _ in moved.values()), *((now, 1) for _, now in moved.values())])
-    rollups.add(_with_corrections(connection, moved))
+    measures = [*((before, -1) for before, _ in moved.values()), *((now, 1) for _, now in moved.values())]
+    measures += _with_corrections(connection, moved)
+    rollups.add(measures)
+    rater.charged(store, connection, measures)
     if changed:
         _post(connection, changed, recorded, reason)
         mark_late(connection, rollups.closed, ((name, now) for name, (_, now) in moved.items()))

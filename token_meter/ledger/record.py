@@ -76,7 +76,10 @@ def record(
     moment = batch[0].row[-1]
     first_sight = FirstSight(store, connection, memory)
     first_sight.meet(outcome.added, moment)
-    rollups.add([*((each, 1) for each in outcome.added), *((each, -1) for each in outcome.removed)])
+    measures = [*((each, 1) for each in outcome.added), *((each, -1) for each in outcome.removed)]
+    rollups.add(measures)
+    if rater is not None:
+        rater.charged(store, connection, measures)
     _write_conflicts(store, connection, outcome, moment)
 
     def remember() -> None:

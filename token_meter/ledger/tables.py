@@ -251,6 +251,58 @@ Index(
     postgresql_where=_FINAL,
 )
 
+grants: Final = Table(
+    PREFIX + "grants",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("mode", Text, nullable=False),
+    Column("customer", Text, nullable=False),
+    Column("kind", Text, nullable=False, comment="paid or promotional"),
+    Column("currency", Text, nullable=False),
+    Column("amount", Text, nullable=False, comment="granted, exact"),
+    Column("price", Text, nullable=False, comment="what the customer pays for it"),
+    Column("priority", Integer, nullable=False, comment="lower burns first"),
+    Column("effective", BigInteger, nullable=False),
+    Column("expires", BigInteger, comment="not included; NULL: never"),
+    Column("recorded", BigInteger, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("remaining", Text, nullable=False, comment="what the journal makes of it"),
+    Column("drawn", Text, nullable=False, comment="by usage, what the journal makes of it"),
+)
+Index(PREFIX + "grants_customer", grants.c.mode, grants.c.customer)
+
+entries: Final = Table(
+    PREFIX + "entries",
+    metadata,
+    Column("number", _Serial, primary_key=True),
+    Column("posting", Text, nullable=False, comment="the entries of one posting sum to zero"),
+    Column("kind", Text, nullable=False, comment="grant, draw, settle, expire, refund, void"),
+    Column("mode", Text, nullable=False),
+    Column("customer", Text, nullable=False),
+    Column("grant_id", _Id, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("amount", Text, nullable=False, comment="exact; debit positive, credit negative"),
+    Column("service", BigInteger, comment="the day of the usage that was paid with it"),
+    Column("recorded", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+Index(PREFIX + "entries_customer", entries.c.mode, entries.c.customer, entries.c.service)
+Index(PREFIX + "entries_grant", entries.c.grant_id)
+
+notices: Final = Table(
+    PREFIX + "notices",
+    metadata,
+    Column("number", _Serial, primary_key=True),
+    Column("kind", Text, nullable=False, comment="price.changed, price.added, credit.recharge, ..."),
+    Column("key", Text, nullable=False, comment="the same notice is written once"),
+    Column("mode", Text, nullable=False),
+    Column("customer", Text),
+    Column("recorded", BigInteger, nullable=False),
+    Column("document", Text, nullable=False, comment="JSON"),
+    UniqueConstraint("key", name=PREFIX + "notices_key"),
+)
+
 counters: Final = Table(
     PREFIX + "counters",
     metadata,

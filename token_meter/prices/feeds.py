@@ -99,7 +99,7 @@ def fetch_second(source: str, *, now: datetime) -> SecondSource:
 
 def shown(source: str) -> str:
     """A source as it may be shown and kept: without the user, the password and the query of a URL."""
-    if not _is_url(source):
+    if "://" not in source:
         return source
     parts = urlsplit(source)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
@@ -175,6 +175,8 @@ def _download(url: str, etag: str | None) -> _Body | None:
             # Without a function of our own, requests would look for a password in .netrc.
             session.auth = _credentials(url)
             with _asked(session, url, etag) as response:
+                if etag is not None and response.status_code == 304:
+                    return None
                 return _answer(response, url, deadline)
     except requests.Timeout:
         raise InvalidPrices(f"{shown(url)} does not answer within {TIMEOUT_SECONDS:.0f} s") from None
@@ -198,18 +200,14 @@ def _asked(session: requests.Session, url: str, etag: str | None) -> requests.Re
         response.close()
         there = urljoin(at, response.headers.get("Location", ""))
         if urlsplit(there).scheme != urlsplit(url).scheme:
-            raise InvalidPrices(
-                f"{shown(url)} redirects to another scheme ({shown(there)}): name that address yourself"
-            )
+            raise InvalidPrices(f"{shown(url)} redirects to another scheme: name {shown(there)} yourself")
         if urlsplit(there).netloc != urlsplit(at).netloc:
             session.auth = lambda request: request
         at = there
     raise InvalidPrices(f"{shown(url)} redirects more than {REDIRECTS_MAX} times")
 
 
-def _answer(response: requests.Response, url: str, deadline: float) -> _Body | None:
-    if response.status_code == 304:
-        return None
+def _answer(response: requests.Response, url: str, deadline: float) -> _Body:
     if response.status_code != 200:
         raise InvalidPrices(f"{shown(url)} answers HTTP {response.status_code}")
     pieces = _pieces(response, url, deadline)

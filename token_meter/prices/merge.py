@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Literal
+from typing import Final
 
 from token_meter.errors import InvalidPrices
-from token_meter.money import EXACT, plain
 from token_meter.prices.book import PriceBook
+from token_meter.prices.change import STATUS, Change, Kind, evidence, is_first_seen, reason_of
 from token_meter.prices.genai import Feed, ModelPrices
 from token_meter.prices.likely import Likely, Verdict
-from token_meter.prices.price import Context, Price, Status, moment_text
+from token_meter.prices.price import Price
 from token_meter.prices.stated import PriceKey, SecondSource, billed, in_force, is_direct, key_of
 
 MODELS_MIN: Final = 20
@@ -30,85 +30,6 @@ MISSING_MAX: Final = Decimal("0.02")
 
 NAMED_MAX: Final = 5
 """So many missing models are named in a message."""
-
-FIRST_SEEN: Final = "first seen"
-"""How the evidence of a row begins whose date is when we saw it, because the feed states none."""
-
-REFUSED: Final = "refused"
-
-Kind = Literal["added", "changed", "scheduled", "withdrawn"]
-STATUS: Final[Mapping[Verdict, Status]] = {"active": "active", "held": "held", "refused": "rejected"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One price that a feed states and the book does not.
-
-    `price` is the row that says so, `old` the row by which the same is billed now, `new` the one by which it would be
-    billed (another than `price` only where a step for long contexts ends). "withdrawn" is told and never applied:
-    there `price` is the book's own row, and there is no verdict. `standing`: it was proposed before, and its row still
-    waits or was rejected.
-    """
-
-    kind: Kind
-    price: Price
-    old: Price | None
-    new: Price | None
-    verdict: Verdict | None
-    why: str = ""
-    first_seen: bool = False
-    standing: bool = False
-
-    @property
-    def key(self) -> tuple[str, str, str, Context, int | None]:
-        """What it is a price of: provider, model, token type, context, and above how many context tokens."""
-        return (self.price.provider, self.price.model, self.price.token_type, self.price.context, self.price.above)
-
-    @property
-    def old_amount(self) -> Decimal | None:
-        """What is billed now, for `price.per` units."""
-        return None if self.old is None else _per(self.old, self.price.per)
-
-    @property
-    def new_amount(self) -> Decimal | None:
-        """What would be billed; None for what is withdrawn."""
-        return None if self.new is None else _per(self.new, self.price.per)
-
-    @property
-    def ratio(self) -> Decimal | None:
-        """How many times the old amount the new one is."""
-        if not self.old_amount or self.new_amount is None:
-            return None
-        return EXACT.divide(self.new_amount, self.old_amount)
-
-    @property
-    def effective_from(self) -> datetime | None:
-        """From when on; None: always."""
-        return self.price.effective_from
-
-    def to_json(self) -> dict[str, Any]:
-        """For programs: amounts as text."""
-        price = self.price
-        return {
-            "id": price.id,
-            "kind": self.kind,
-            "verdict": self.verdict,
-            "why": self.why,
-            "standing": self.standing,
-            "provider": price.provider,
-            "model": price.model,
-            "token_type": price.token_type,
-            "context": dict(price.context),
-            "above_context_tokens": price.above,
-            "old": _text(self.old_amount),
-            "new": _text(self.new_amount),
-            "per": price.per,
-            "unit": price.unit,
-            "ratio": None if self.ratio is None else plain(round(self.ratio, 4)),
-            "effective_from": moment_text(price.effective_from),
-            "first_seen": self.first_seen,
-            "source": price.source,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,46 +68,6 @@ def merge(book: PriceBook, feed: Feed, *, now: datetime, second: SecondSource | 
         changes.extend(_Comparison(_known(base, place), models[place], family, now, second, counts).changes())
     changes.extend(_missing(base, models, family, now))
     return Merge(tuple(changes), counts["agreed"], counts["lagging"])
-
-
-def evidence(first_seen: bool, said: str) -> str:
-    """What is kept with a row: whether its date is ours, and what was decided about it and why."""
-    return "; ".join(part for part in (FIRST_SEEN if first_seen else "", said) if part)
-
-
-def is_first_seen(price: Price) -> bool:
-    """Whether the row's date is when we saw it first."""
-    return price.evidence.startswith(FIRST_SEEN)
-
-
-def reason_of(price: Price) -> str:
-    """What was decided about a row, or why it waits."""
-    said = price.evidence.removeprefix(FIRST_SEEN).removeprefix("; ")
-    return said.removeprefix("held: ").removeprefix(f"{REFUSED}: ")
-
-
-def was_refused(price: Price) -> bool:
-    """Whether it was rejected because it was too unlikely, and not by a human."""
-    return price.status == "rejected" and REFUSED in price.evidence
-
-
-def change_of(book: PriceBook, price: Price, *, now: datetime) -> Change:
-    """A row that is in the book already, as the change that it is or would be."""
-    model = book.with_overrides(None).model(price.provider, price.model)
-    at = max(now, price.effective_from or now)
-    key = key_of(price)
-    rest = [each for each in model.prices if each.id != price.id]
-    others = in_force(rest, at)
-    verdict: Verdict = {"active": "active", "held": "held", "rejected": "refused"}[price.status]  # type: ignore[assignment]
-    # A price with an end is gone at the moment when the next one begins.
-    before = in_force(rest, at - timedelta(microseconds=1))
-    old = billed(others if key in others or key not in before else before, key)
-    kind: Kind = "scheduled" if at > now else "changed" if old is not None else "added"
-    new = price if price.amount is not None else billed({each: others[each] for each in others if each != key}, key)
-    return Change(
-        kind=kind, price=price, old=old, new=new, verdict=verdict, why=reason_of(price),
-        first_seen=is_first_seen(price), standing=True,
-    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -247,10 +128,20 @@ class _Comparison:
                 # A step for long contexts ends with a row without an amount. A daily window takes the amount beside it,
                 # because a window without one would hide the price that holds all day.
                 amount = instead.amount if key.daily is not None else None
-                ended = replace(price, amount=amount, effective_from=instead.effective_from, source=instead.source)
+                start = self._ended_at(key, instead, moment)
+                ended = replace(price, amount=amount, effective_from=start, source=instead.source)
                 yield from self._difference(moment, key, ended, instead, theirs, ours)
             elif moment == self.now:
                 yield _withdrawn(price, "the feed no longer states it")
+
+    def _ended_at(self, key: PriceKey, instead: Price, moment: datetime) -> datetime | None:
+        """When the feed says that a price ended: as its own last date, or with a change of the price that stands in."""
+        said = [each.effective_to for each in self.model.prices if key_of(each) == key]
+        ends = [end for end in said if end is not None and end <= moment]
+        if ends:
+            return max(ends)
+        changed = {each.effective_from for each in self.made if key_of(each) == key_of(instead)}
+        return instead.effective_from if instead.effective_from in changed else None
 
     def _difference(
         self,
@@ -403,13 +294,3 @@ def _newest(prices: Sequence[Price], now: datetime, so_far: datetime | None) -> 
 
 def _family(price: Price) -> str:
     return price.source.partition(" ")[0]
-
-
-def _per(price: Price, per: int) -> Decimal | None:
-    if price.amount is None or price.per == per:
-        return price.amount
-    return EXACT.multiply(EXACT.divide(price.amount, Decimal(price.per)), Decimal(per))
-
-
-def _text(amount: Decimal | None) -> str | None:
-    return None if amount is None else plain(amount)

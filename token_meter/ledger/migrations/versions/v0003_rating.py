@@ -58,6 +58,56 @@ def upgrade() -> None:
     op.create_index("token_meter_reratings_event", "token_meter_reratings", ["event_id", "number"])
     _catalogue()
     _invoices()
+    _credits()
+
+
+def _credits() -> None:
+    op.create_table(
+        "token_meter_grants",
+        sa.Column("id", _ID, primary_key=True),
+        sa.Column("mode", sa.Text, nullable=False),
+        sa.Column("customer", sa.Text, nullable=False),
+        sa.Column("kind", sa.Text, nullable=False, comment="paid or promotional"),
+        sa.Column("currency", sa.Text, nullable=False),
+        sa.Column("amount", sa.Text, nullable=False, comment="granted, exact"),
+        sa.Column("price", sa.Text, nullable=False, comment="what the customer pays for it"),
+        sa.Column("priority", sa.Integer, nullable=False, comment="lower burns first"),
+        sa.Column("effective", sa.BigInteger, nullable=False),
+        sa.Column("expires", sa.BigInteger, comment="not included; NULL: never"),
+        sa.Column("recorded", sa.BigInteger, nullable=False),
+        sa.Column("title", sa.Text, nullable=False),
+        sa.Column("remaining", sa.Text, nullable=False, comment="what the journal makes of it"),
+        sa.Column("drawn", sa.Text, nullable=False, comment="by usage, what the journal makes of it"),
+    )
+    op.create_index("token_meter_grants_customer", "token_meter_grants", ["mode", "customer"])
+    op.create_table(
+        "token_meter_entries",
+        sa.Column("number", _SERIAL, primary_key=True),
+        sa.Column("posting", sa.Text, nullable=False, comment="the entries of one posting sum to zero"),
+        sa.Column("kind", sa.Text, nullable=False, comment="grant, draw, settle, expire, refund, void"),
+        sa.Column("mode", sa.Text, nullable=False),
+        sa.Column("customer", sa.Text, nullable=False),
+        sa.Column("grant_id", _ID, nullable=False),
+        sa.Column("account", sa.Text, nullable=False),
+        sa.Column("currency", sa.Text, nullable=False),
+        sa.Column("amount", sa.Text, nullable=False, comment="exact; debit positive, credit negative"),
+        sa.Column("service", sa.BigInteger, comment="the day of the usage that was paid with it"),
+        sa.Column("recorded", sa.BigInteger, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+    )
+    op.create_index("token_meter_entries_customer", "token_meter_entries", ["mode", "customer", "service"])
+    op.create_index("token_meter_entries_grant", "token_meter_entries", ["grant_id"])
+    op.create_table(
+        "token_meter_notices",
+        sa.Column("number", _SERIAL, primary_key=True),
+        sa.Column("kind", sa.Text, nullable=False, comment="price.changed, price.added, credit.recharge, ..."),
+        sa.Column("key", sa.Text, nullable=False, comment="the same notice is written once"),
+        sa.Column("mode", sa.Text, nullable=False),
+        sa.Column("customer", sa.Text),
+        sa.Column("recorded", sa.BigInteger, nullable=False),
+        sa.Column("document", sa.Text, nullable=False, comment="JSON"),
+        sa.UniqueConstraint("key", name="token_meter_notices_key"),
+    )
 
 
 def _invoices() -> None:

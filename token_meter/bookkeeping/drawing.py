@@ -1,0 +1,164 @@
+"""Drawing credit in the transaction that records the usage: a customer's balance is true at any moment.
+
+What is drawn follows the charge of each unit. What depends on the whole period (included usage, tiers, discounts) is
+settled when the invoice is made final: then the credit that was used is exactly what the invoice says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Final
+
+from sqlalchemy import Connection, select
+
+from token_meter.billing.catalogue import Catalogue
+from token_meter.billing.credit import CreditGrant, Part, given_back, granting, lessening, taken_from
+from token_meter.billing.plans import Plan, period_of
+from token_meter.bookkeeping.credit_rows import DAY, insert_grant, post, read_grants
+from token_meter.bookkeeping.notice_rows import note_recharge
+from token_meter.ledger.ratings import Read, read_ratings
+from token_meter.ledger.rows import EPOCH, HOUR, MICROSECOND, Measure
+from token_meter.ledger.store import Store
+from token_meter.ledger.tables import EVENTS, SERIES_COLUMNS, grants
+from token_meter.ledger.text import from_stored
+from token_meter.money import EXACT, ZERO
+
+_CUSTOMER: Final = SERIES_COLUMNS.index("customer")
+_MODE: Final = SERIES_COLUMNS.index("mode")
+RATINGS_REMEMBERED_MAX: Final = 50_000
+
+Key = tuple[str, str, str, int]
+"""Mode, customer, currency, and the day of the usage."""
+
+
+class Drawing:
+    """Follows charges with credit. Made anew when the catalogue or somebody's grants change."""
+
+    def __init__(self, catalogue: Catalogue, connection: Connection) -> None:
+        self._catalogue = catalogue
+        found = connection.execute(select(grants.c.mode, grants.c.customer).distinct())
+        self._holders = {(mode, from_stored(customer)) for mode, customer in found}
+        self._grants_recur = any(
+            version.content.credits for versions in catalogue.plans.values() for version in versions
+        )
+        self._rates: dict[int, Read] = {}
+        self._granted: set[str] = set()
+
+    def follow(self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]) -> None:
+        """Draw what these measures charge, give back what they take away."""
+        if not self._holders and not self._grants_recur:
+            return
+        concerned = [(each, sign * each.sign) for each, sign in measures if self._concerns(store, connection, each)]
+        if not concerned:
+            return
+        self._learn(connection, {number for each, _ in concerned for number in each.rating.values()})
+        amounts: dict[Key, Decimal] = {}
+        for measure, sign in concerned:
+            for currency, amount in self._charges(measure).items():
+                key = (*_who(measure), currency, measure.hour // 24 * DAY)
+                amounts[key] = EXACT.add(amounts.get(key, ZERO), amount if sign > 0 else EXACT.minus(amount))
+        for key in sorted(amounts):
+            if amounts[key]:
+                self._draw(connection, key, amounts[key])
+
+    def _concerns(self, store: Store, connection: Connection, measure: Measure) -> bool:
+        who = _who(measure)
+        if not who[1]:
+            return False
+        if self._grants_recur:
+            self._grant_recurring(connection, who, EPOCH + MICROSECOND * (measure.hour * HOUR))
+        return who in self._holders
+
+    def _learn(self, connection: Connection, numbers: set[int]) -> None:
+        if len(self._rates) > RATINGS_REMEMBERED_MAX:
+            self._rates.clear()
+        unknown = sorted(number for number in numbers if number and number not in self._rates)
+        self._rates.update((read.number, read) for read in read_ratings(connection, unknown))
+
+    def _charges(self, measure: Measure) -> dict[str, Decimal]:
+        found: dict[str, Decimal] = {}
+        for name, quantity in [*measure.usage.items(), (EVENTS, 1)]:
+            read = self._rates.get(measure.rating.get(name, 0))
+            said = (read.document.get("charge") if read is not None else None) or {}
+            if read is not None and read.charge and said:
+                currency = str(said.get("currency") or "USD")
+                amount = EXACT.multiply(read.charge, Decimal(quantity))
+                found[currency] = EXACT.add(found.get(currency, ZERO), amount)
+        return found
+
+    def _draw(self, connection: Connection, key: Key, amount: Decimal) -> None:
+        mode, customer, currency, day = key
+        mine = read_grants(connection, mode, customer, locked=True)
+        at = EPOCH + MICROSECOND * day
+        if amount > ZERO:
+            # Usage is told by the day, and a grant may begin within it: the end of the day counts.
+            end = EPOCH + MICROSECOND * (day + DAY - 1)
+            parts = taken_from([_begun(grant, at, end) for grant in mine], amount, currency=currency, at=end)
+        else:
+            back = given_back(mine, EXACT.minus(amount), currency=currency)
+            parts = [Part(grant, EXACT.minus(part)) for grant, part in back]
+        if parts:
+            known = {grant.id: grant for grant in mine}
+            parts = [Part(known[grant.id], part) for grant, part in parts]
+            post(
+                connection, lessening(parts, "draw"), [grant for grant, _ in parts], kind="draw", service=day,
+                reason="usage",
+            )  # fmt: skip
+            note_recharge(connection, self._catalogue, mode, customer, currency)
+
+    def _grant_recurring(self, connection: Connection, who: tuple[str, str], moment: datetime) -> None:
+        """The credit that a plan grants with each period, when its first usage comes."""
+        terms, _, _ = self._catalogue.terms(*who, moment)
+        plan = terms.plan.content if terms.plan is not None else None
+        if plan is None or not plan.credits:
+            return
+        anchored = plan.anchor == "subscription" and terms.subscription is not None
+        anchor = terms.subscription.start if anchored and terms.subscription is not None else None
+        period = period_of(moment, plan.period, anchor)
+        for number, credit in enumerate(plan.credits):
+            name = f"{who[0]}|{who[1]}|{plan.name}|{period.start.isoformat()}|{number}"
+            identity = "grt_" + hashlib.sha256(name.encode()).hexdigest()[:20]
+            if identity in self._granted:
+                continue
+            self._granted.add(identity)
+            self._holders.add(who)
+            if connection.execute(select(grants.c.id).where(grants.c.id == identity)).first() is None:
+                _grant(
+                    connection, plan, number, identity, who, period.start, None if credit.rolls_over else period.stop
+                )
+
+
+def _grant(
+    connection: Connection,
+    plan: Plan,
+    number: int,
+    identity: str,
+    who: tuple[str, str],
+    start: datetime,
+    stop: datetime | None,
+) -> None:
+    credit = plan.credits[number]
+    grant = CreditGrant(
+        id=identity, customer=who[1], amount=credit.amount, currency=plan.currency, effective=start, created=start,
+        kind="promotional", priority=credit.priority, expires=stop, mode=who[0], title=f"Included with {plan.name}",
+        remaining=credit.amount,
+    )  # fmt: skip
+    insert_grant(connection, grant)
+    post(connection, granting(grant), [grant], kind="grant", reason=f"plan {plan.name}")
+
+
+def _begun(grant: CreditGrant, start: datetime, end: datetime) -> CreditGrant:
+    """A grant that expires within the day still pays for usage of that day."""
+    from dataclasses import replace
+
+    if grant.expires is not None and start < grant.expires <= end:
+        return replace(grant, expires=end + MICROSECOND)
+    return grant
+
+
+def _who(measure: Measure) -> tuple[str, str]:
+    customer = measure.series[_CUSTOMER]
+    return str(measure.series[_MODE]), from_stored(customer) if customer else ""

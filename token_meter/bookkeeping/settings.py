@@ -1,0 +1,30 @@
+"""Settings of a ledger: small JSON documents with all their earlier versions, in the catalogue."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from sqlalchemy import Connection, func, select
+
+from token_meter.ledger.tables import catalogue
+
+SETTING: Final = "setting"
+
+
+def read_setting(connection: Connection, name: str) -> Any:
+    """What a setting says now; None if it was never set."""
+    mine = (catalogue.c.kind == SETTING) & (catalogue.c.name == name)
+    row = connection.execute(select(catalogue.c.document).where(mine).order_by(catalogue.c.number.desc())).first()
+    return None if row is None else json.loads(row.document)
+
+
+def write_setting(connection: Connection, name: str, content: Any, *, moment: int) -> None:
+    """Another version of a setting."""
+    mine = (catalogue.c.kind == SETTING) & (catalogue.c.name == name)
+    number = connection.execute(select(func.max(catalogue.c.number)).where(mine)).scalar() or 0
+    row = {
+        "kind": SETTING, "name": name, "number": number + 1, "effective": moment, "recorded": moment,
+        "document": json.dumps(content, sort_keys=True),
+    }  # fmt: skip
+    connection.execute(catalogue.insert(), row)

@@ -1,0 +1,219 @@
+"""`token-meter credits`: prepaid credit: packs, grants, balances, refunds, the journal."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from token_meter.cli import options
+from token_meter.cli.exits import EPILOG, Commands, Failure
+from token_meter.cli.mode import ModeOption, read_mode
+from token_meter.cli.moments import read_moment
+from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
+from token_meter.cli.place import find
+from token_meter.cli.plans import CustomerArgument
+from token_meter.cli.rated import rated
+from token_meter.cli.tables import Column, Table
+from token_meter.money import plain
+
+app = typer.Typer(
+    cls=Commands, help="Prepaid credit: grant, sell, refund, see what is left.", no_args_is_help=True, epilog=EPILOG
+)
+
+GrantArgument = Annotated[str, typer.Argument(metavar="GRANT", help="The grant's id, as `credits list` shows it.")]
+ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it stands in the journal.")]
+OnceOption = Annotated[
+    str | None, typer.Option("--id", metavar="ID", help="Makes a repetition harmless: the same id grants once.")
+]
+
+
+@app.command("grant", epilog=EPILOG)
+def grant(
+    customer: CustomerArgument,
+    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="How much: 25.00.")],
+    paid: Annotated[bool, typer.Option("--paid", help="The customer pays for it: it stands on the invoice.")] = False,
+    price: Annotated[
+        str | None, typer.Option("--price", metavar="AMOUNT", help="What they pay, if not as much.")
+    ] = None,
+    currency: Annotated[str, typer.Option("--currency", metavar="CODE")] = "USD",
+    priority: Annotated[int, typer.Option("--priority", metavar="N", help="0 burns first, 1000 last.")] = 50,
+    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="Usable from then on.")] = None,
+    expires: Annotated[str | None, typer.Option("--expires", metavar="TIME", help="Not usable from then on.")] = None,
+    title: Annotated[str, typer.Option("--title", metavar="TEXT", help="What it is called.")] = "Credit",
+    once: OnceOption = None,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Grant credit to a customer; also an opening balance (--title "Opening balance")."""
+    from token_meter.bookkeeping.credit_book import CreditBook
+
+    now = datetime.now(UTC)
+    start, stop = (read_moment(text, zone=UTC, now=now) for text in (since, expires))
+    with rated(find(ledger, journal), make=True) as opened:
+        made = CreditBook(opened).grant(
+            customer, amount, kind="paid" if paid else "promotional", price=price, currency=currency,
+            priority=priority, effective=start, expires=stop, title=title, mode=read_mode(mode), id=once,
+        )  # fmt: skip
+    _tell(made, json)
+
+
+@app.command("buy", epilog=EPILOG)
+def buy(
+    customer: CustomerArgument,
+    pack: Annotated[str, typer.Argument(metavar="PACK", help="A pack, as a plans file names it under `packs`.")],
+    once: OnceOption = None,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Sell a pack: the credit is there at once, its price stands on the next invoice."""
+    from token_meter.bookkeeping.credit_book import CreditBook
+
+    with rated(find(ledger, journal)) as opened:
+        made = CreditBook(opened).buy(customer, pack, mode=read_mode(mode), id=once)
+    _tell(made, json)
+
+
+@app.command("list", epilog=EPILOG)
+def list_credits(
+    customer: CustomerArgument,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+    csv: options.CsvOption = False,
+    markdown: options.MarkdownOption = False,
+) -> None:
+    """Show a customer's grants in the order in which they burn, and what is left."""
+    from token_meter.bookkeeping.credit_book import CreditBook
+
+    shape = chosen_shape(json=json, csv=csv, markdown=markdown)
+    with rated(find(ledger, journal)) as opened:
+        book = CreditBook(opened)
+        found = book.grants(customer, mode=read_mode(mode))
+        currencies = sorted({each.currency for each in found})
+        left = {name: plain(book.balance(customer, currency=name, mode=read_mode(mode))) for name in currencies}
+    rows = [_row(each) for each in found]
+    if shape is Shape.JSON:
+        write_json({"customer": customer, "balance": left, "grants": rows})
+        return
+    columns = (Column("grant", whole=True), Column("title"), Column("kind"), Column("priority", number=True),
+               Column("amount", number=True), Column("remaining", number=True), Column("currency"),
+               Column("expires", whole=True))  # fmt: skip
+    show(Table(columns, rows, nothing="never"), shape)
+    note(f"{customer} can use {', '.join(f'{amount} {name}' for name, amount in left.items()) or 'nothing'}")
+
+
+@app.command("refund", epilog=EPILOG)
+def refund(
+    grant: GrantArgument,
+    reason: ReasonOption,
+    amount: Annotated[str | None, typer.Option("--amount", metavar="AMOUNT", help="Default: all that is left.")] = None,
+    ledger: options.LedgerOption = None,
+) -> None:
+    """Pay back what is left of a grant, or some of it."""
+    from token_meter.bookkeeping.credit_book import CreditBook
+
+    with rated(find(ledger)) as opened:
+        try:
+            left = CreditBook(opened).refund(grant, amount, reason=reason)
+        except ValueError as error:
+            raise Failure(str(error)) from None
+    write(f"{grant}: {plain(left.remaining)} {left.currency} is left\n")
+
+
+@app.command("void", epilog=EPILOG)
+def void(grant: GrantArgument, reason: ReasonOption, ledger: options.LedgerOption = None) -> None:
+    """Take back what is left of a grant, as if it had not been granted."""
+    from token_meter.bookkeeping.credit_book import CreditBook
+
+    with rated(find(ledger)) as opened:
+        CreditBook(opened).void(grant, reason=reason)
+    write(f"{grant} is void: {reason}\n")
+
+
+@app.command("expire", epilog=EPILOG)
+def expire(mode: ModeOption = None, ledger: options.LedgerOption = None) -> None:
+    """Book what is left of expired grants as breakage. They cannot be used from their expiry on, booked or not."""
+    from token_meter.bookkeeping.credit_book import CreditBook
+
+    with rated(find(ledger)) as opened:
+        found = CreditBook(opened).expire(mode=read_mode(mode))
+    for each in found:
+        write(f"{each.id} of {each.customer}: {plain(each.remaining)} {each.currency} expired\n")
+    if not found:
+        write("nothing has expired\n")
+
+
+@app.command("journal", epilog=EPILOG)
+def journal_of(
+    customer: CustomerArgument,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
+    csv: options.CsvOption = False,
+) -> None:
+    """Show every entry of a customer's credit: the entries of each posting sum to zero."""
+    from token_meter.bookkeeping.credit_book import CreditBook
+
+    shape = chosen_shape(json=json, csv=csv)
+    with rated(find(ledger)) as opened:
+        book = CreditBook(opened)
+        rows = [
+            {"recorded": f"{each.recorded:%Y-%m-%d %H:%M:%S}", "kind": each.kind, "account": each.account,
+             "amount": plain(each.amount), "currency": each.currency, "grant": each.grant, "reason": each.reason,
+             "posting": each.posting}
+            for each in book.journal(customer, mode=read_mode(mode))
+        ]  # fmt: skip
+        wrong = book.check()
+    if shape is Shape.JSON:
+        write_json(rows)
+    else:
+        columns = (Column("recorded", whole=True), Column("kind"), Column("account"), Column("amount", number=True),
+                   Column("currency"), Column("grant", expendable=True), Column("reason"))  # fmt: skip
+        show(Table(columns, rows, nothing=""), shape)
+    if wrong:
+        raise Failure("; ".join(wrong))
+
+
+@app.command("recharge", epilog=EPILOG)
+def recharge(
+    customer: CustomerArgument,
+    threshold: Annotated[str, typer.Option("--below", metavar="AMOUNT", help="When less than this is left.")],
+    pack: Annotated[str, typer.Option("--pack", metavar="PACK", help="What to sell then.")],
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+) -> None:
+    """Have a notice written for your payment system when a customer's credit runs low."""
+    from token_meter.bookkeeping.credit_book import CreditBook
+
+    with rated(find(ledger)) as opened:
+        CreditBook(opened).recharge_at(customer, threshold, pack, mode=read_mode(mode))
+    write(f"a notice is written when {customer} has less than {threshold} left: see `token-meter notices list`\n")
+
+
+def _tell(made: Any, json: bool) -> None:
+    if json:
+        write_json(_row(made))
+        return
+    until = f", until {made.expires:%Y-%m-%d %H:%M} UTC" if made.expires else ""
+    paid = f", paid with {plain(made.price)}" if made.price else ""
+    write(f"{made.customer} has {plain(made.amount)} {made.currency} more{paid}{until} ({made.id})\n")
+
+
+def _row(grant: Any) -> dict[str, Any]:
+    return {
+        "grant": grant.id,
+        "title": grant.title,
+        "kind": grant.kind,
+        "priority": grant.priority,
+        "amount": plain(grant.amount),
+        "remaining": plain(grant.remaining),
+        "currency": grant.currency,
+        "expires": f"{grant.expires:%Y-%m-%d %H:%M}" if grant.expires else None,
+    }
