@@ -116,18 +116,11 @@ def _project(connection: Connection, grant: CreditGrant, mine: Sequence[Entry], 
     connection.execute(grants.update().where(grants.c.id == grant.id).values(**values))
 
 
-def drawn_until(connection: Connection, mode: str, customer: str, stop: datetime, currency: str) -> Decimal:
-    """What usage before a moment has drawn so far."""
-    mine = (entries.c.mode == mode) & (entries.c.customer == to_stored(customer)) & (entries.c.currency == currency)
-    query = select(entries.c.amount).where(mine, entries.c.service < micros(stop), entries.c.account == REVENUE)
-    return EXACT.minus(total(Decimal(amount) for amount in connection.execute(query).scalars()))
-
-
-def bought_in(connection: Connection, mode: str, customer: str, period: Period, currency: str) -> list[Bought]:
-    """The packs that a customer bought in a period."""
+def bought_in(mine: Iterable[CreditGrant], period: Period, currency: str) -> list[Bought]:
+    """The packs among a customer's grants that were bought in a period."""
     return [
         Bought(grant.id, grant.title, grant.price)
-        for grant in sorted(read_grants(connection, mode, customer), key=lambda each: (each.created, each.id))
+        for grant in sorted(mine, key=lambda each: (each.created, each.id))
         if grant.price > ZERO and grant.currency == currency and period.start <= grant.created < period.stop
     ]
 

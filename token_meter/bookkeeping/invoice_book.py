@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import Connection, select
@@ -21,21 +22,18 @@ from token_meter.billing.catalogue import Catalogue
 from token_meter.billing.invoice import Correction, Invoice, corrections_to, draw_up
 from token_meter.billing.lines import Line, lines_of
 from token_meter.billing.plans import Period
-from token_meter.bookkeeping.credit_rows import bought_in, drawn_until, read_grants, settle
+from token_meter.bookkeeping.credit_rows import bought_in, settle
 from token_meter.bookkeeping.invoice_rows import (
     Kept,
-    buyer_of,
     change_invoice,
     check_currency,
     correction_json,
     everybody,
-    final_of,
     invoiced_lines,
     keep_invoice,
     kept_of,
     kept_of_row,
     late_seen,
-    late_times,
     micros,
     next_number,
     notes_on,
@@ -44,6 +42,7 @@ from token_meter.bookkeeping.invoice_rows import (
     segment_json,
     shown_buyer,
 )
+from token_meter.bookkeeping.page import Page
 from token_meter.bookkeeping.plan_book import read_catalogue
 from token_meter.bookkeeping.segments import Billing, billings, month_around, segments_of
 from token_meter.bookkeeping.settings import read_setting, write_setting
@@ -88,7 +87,7 @@ class InvoiceBook:
         """
         now = self._moment()
         with self._ledger.reading() as (store, connection):
-            desk = _Desk(store, connection, mode)
+            desk = _Desk(store, connection, mode, [customer])
             found = billings(desk.catalogue, mode, customer, within or _around(now))
             if within is None:
                 found = [each for each in found if each.period.start <= now < each.period.stop]
@@ -103,10 +102,10 @@ class InvoiceBook:
         """
         now = self._moment()
         with self._ledger.closing() as (store, connection):
-            there = final_of(connection, customer, period, mode)
+            desk = _Desk(store, connection, mode, [customer])
+            there = desk.final_of(customer, period)
             if there is not None:
                 return there.invoice
-            desk = _Desk(store, connection, mode)
             billing = desk.billing_of(customer, period)
             if billing is None:
                 raise InvalidInvoice(f"{customer} has no billing period {period}: see `token-meter invoice show`")
@@ -130,8 +129,9 @@ class InvoiceBook:
         ran = Ran([], 0, 0)
         for start in range(0, len(names), PAGE):
             with self._ledger.closing() as (store, connection):
-                desk = _Desk(store, connection, mode)
-                for customer in names[start : start + PAGE]:
+                page = names[start : start + PAGE]
+                desk = _Desk(store, connection, mode, page)
+                for customer in page:
                     ran = desk.run(customer, within, now, ran)
             if progress is not None:
                 progress(min(start + PAGE, len(names)), len(names))
@@ -219,15 +219,24 @@ class InvoiceBook:
 
 
 class _Desk:
-    """Draws up invoices inside one transaction."""
+    """Draws up invoices of a page of customers inside one transaction."""
 
-    def __init__(self, store: Store, connection: Connection, mode: str) -> None:
-        self._store = store
+    def __init__(self, store: Store, connection: Connection, mode: str, names: Sequence[str]) -> None:
         self._connection = connection
         self._mode = mode
+        self._page = Page(store, connection, mode, names)
         self.catalogue: Catalogue = read_catalogue(connection)
         self._seller: Mapping[str, Any] = read_setting(connection, SELLER) or {}
+        self._closed = 0
+        self._usual: dict[Period, list[Billing]] = {}
         self._late_seen = late_seen(connection)
+        self._rerated_seen = number_of(connection, reratings.c.number)
+        self._meters = {name: meter.model_dump(mode="json") for name, meter in sorted(self.catalogue.meters.items())}
+
+    def final_of(self, customer: str, period: Period) -> Kept | None:
+        """The final invoice of exactly this period."""
+        mine = (each for each in self._page.kept(customer) if each.kind == "invoice" and each.state == "final")
+        return next((each for each in mine if each.invoice.period == period), None)
 
     def billing_of(self, customer: str, period: Period) -> Billing | None:
         """The billing period of a customer that is exactly this one."""
@@ -236,13 +245,21 @@ class _Desk:
 
     def final_or_draft(self, billing: Billing, customer: str) -> Invoice:
         """The final invoice of a period, or what it would be now."""
-        there = final_of(self._connection, customer, billing.period, self._mode)
+        there = self.final_of(customer, billing.period)
         return there.invoice if there is not None else self._draw_up(billing, customer)[0]
+
+    def _billings(self, customer: str, within: Period) -> list[Billing]:
+        """A customer's billing periods; those without a subscription of their own all have the same."""
+        if self.catalogue.subscriptions.get((self._mode, customer)):
+            return billings(self.catalogue, self._mode, customer, within)
+        if within not in self._usual:
+            self._usual[within] = billings(self.catalogue, self._mode, customer, within)
+        return self._usual[within]
 
     def run(self, customer: str, within: Period, now: datetime, ran: Ran) -> Ran:
         """The invoices of one customer in a run."""
-        for billing in billings(self.catalogue, self._mode, customer, within):
-            if final_of(self._connection, customer, billing.period, self._mode) is not None:
+        for billing in self._billings(customer, within):
+            if self.final_of(customer, billing.period) is not None:
                 ran = ran._replace(there=ran.there + 1)
                 continue
             invoice, inputs = self._draw_up(billing, customer)
@@ -263,28 +280,31 @@ class _Desk:
         final = replace(invoice, number=number, state="final", issued=now, due=due)
         used = EXACT.minus(total(line.exact for line in final.lines if line.kind == "credit"))
         missing = EXACT.subtract(used, self._drawn(final.customer, billing))
-        keep_invoice(self._connection, final, inputs, kind="invoice")
+        self._page.keep(keep_invoice(self._connection, final, inputs, kind="invoice"))
         settle(self._connection, self._mode, final.customer, billing.period.stop, final.currency, missing, number)
+        if missing:
+            self._page.forget_grants()
         until = micros(billing.period.stop)
-        self._connection.execute(state.update().where(state.c.closed < until).values(closed=until))
+        if until > self._closed:
+            self._connection.execute(state.update().where(state.c.closed < until).values(closed=until))
+            self._closed = until
         return final
 
     def _draw_up(self, billing: Billing, customer: str) -> tuple[Invoice, dict[str, Any]]:
         """An invoice and what it was drawn up from."""
-        connection, mode, meters = self._connection, self._mode, self.catalogue.meters
-        buyer = buyer_of(connection, customer, mode)
+        buyer = self._page.buyer(customer)
         check_currency(buyer, billing, customer)
-        segments = segments_of(self._store, connection, self.catalogue, billing, mode=mode, customer=customer)
+        segments = segments_of(self.catalogue, billing, partial(self._page.metered, customer))
         corrections = self._corrections(customer)
         credit = self._credit(customer, billing)
-        bought = bought_in(connection, mode, customer, billing.period, billing.currency)
+        bought = bought_in(self._page.grants(customer), billing.period, billing.currency)
         invoice = draw_up(
             segments,
             customer=customer,
-            mode=mode,
+            mode=self._mode,
             period=billing.period,
             currency=billing.currency,
-            meters=meters,
+            meters=self.catalogue.meters,
             corrections=corrections,
             bought=bought,
             credit=credit,
@@ -296,10 +316,10 @@ class _Desk:
         )
         inputs = {
             "late_seen": self._late_seen,
-            "reratings_seen": number_of(connection, reratings.c.number),
+            "reratings_seen": self._rerated_seen,
             "tax_percent": None if buyer.tax_percent is None else str(buyer.tax_percent),
             "segments": [segment_json(segment) for segment in segments],
-            "meters": {name: meter.model_dump(mode="json") for name, meter in sorted(meters.items())},
+            "meters": self._meters,
             "corrections": [correction_json(each) for each in corrections],
             "bought": [[each.grant, each.title, plain(each.price)] for each in bought],
             "credit": plain(credit),
@@ -309,17 +329,17 @@ class _Desk:
     def _credit(self, customer: str, billing: Billing) -> Decimal:
         """What may be used of a customer's credit: what usage has drawn and no invoice tells yet, and what is left."""
         last = billing.period.stop - MICROSECOND
-        mine = read_grants(self._connection, self._mode, customer)
+        mine = self._page.grants(customer)
         left = [each.remaining for each in mine if each.currency == billing.currency and each.usable_at(last)]
         return max(ZERO, total([self._drawn(customer, billing), *left]))
 
     def _drawn(self, customer: str, billing: Billing) -> Decimal:
         """What usage until the end of the period has drawn, less what final invoices tell of it."""
         stop, currency = billing.period.stop, billing.currency
-        drawn = drawn_until(self._connection, self._mode, customer, stop, currency)
+        drawn = self._page.drawn(customer, stop, currency)
         told = [
             line.exact
-            for kept in kept_of(self._connection, customer, self._mode)
+            for kept in self._page.kept(customer)
             if kept.kind == "invoice" and kept.state == "final"
             if kept.invoice.currency == currency and kept.invoice.period.stop <= stop
             for line in kept.invoice.lines
@@ -329,10 +349,10 @@ class _Desk:
 
     def _corrections(self, customer: str) -> list[Correction]:
         """What earlier final invoices of a customer come to now beyond what was invoiced."""
-        kept = kept_of(self._connection, customer, self._mode)
+        kept = self._page.kept(customer)
         final = [each for each in kept if each.kind == "invoice" and each.state == "final"]
         seen = max((int(each.inputs["late_seen"]) for each in final), default=0)
-        touched = late_times(self._connection, customer, self._mode, seen, self._late_seen) if final else []
+        touched = self._page.late(customer, seen, self._late_seen) if final else []
         found = []
         for each in final:
             period = each.invoice.period
@@ -345,9 +365,7 @@ class _Desk:
         billing = self.billing_of(customer, kept.invoice.period)
         if billing is None:
             return None
-        segments = segments_of(
-            self._store, self._connection, self.catalogue, billing, mode=self._mode, customer=customer
-        )
+        segments = segments_of(self.catalogue, billing, partial(self._page.metered, customer))
         now = [line for segment in segments for line in lines_of(segment, self.catalogue.meters)[0]]
         correction = corrections_to(invoiced_lines(final, kept), now, number=str(kept.invoice.number))
         return None if correction is None else replace(correction, segments=tuple(segments))

@@ -71,19 +71,6 @@ def kept_of_row(row: Row[Any]) -> Kept:
     )
 
 
-def final_of(connection: Connection, customer: str, period: Period, mode: str) -> Kept | None:
-    mine = (
-        (invoices.c.mode == mode)
-        & (invoices.c.customer == to_stored(customer))
-        & (invoices.c.start == micros(period.start))
-        & (invoices.c.stop == micros(period.stop))
-        & (invoices.c.state == "final")
-        & (invoices.c.kind == "invoice")
-    )
-    row = connection.execute(select(invoices).where(mine)).first()
-    return None if row is None else kept_of_row(row)
-
-
 def kept_of(connection: Connection, customer: str, mode: str) -> list[Kept]:
     mine = (invoices.c.mode == mode) & (invoices.c.customer == to_stored(customer))
     return [kept_of_row(row) for row in connection.execute(select(invoices).where(mine).order_by(invoices.c.issued))]
@@ -109,32 +96,21 @@ def number_of(connection: Connection, column: Any) -> int:
     return int(connection.execute(select(func.max(column))).scalar() or 0)
 
 
-def late_times(connection: Connection, customer: str, mode: str, after: int, until: int) -> list[datetime]:
-    mine = (late.c.mode == mode) & (late.c.customer == to_stored(customer))
-    numbered = (late.c.number > after) & (late.c.number <= until)
-    found = connection.execute(select(late.c.time).where(mine, numbered).distinct())
-    return [EPOCH + MICROSECOND * moment for moment in found.scalars()]
-
-
 def everybody(connection: Connection, mode: str) -> list[str]:
     """Everybody in the customer book: usage, fees or corrections may be there for each of them."""
     mine = select(customers.c.id).where(customers.c.mode == mode).order_by(customers.c.id)
     return [from_stored(each) for each in connection.execute(mine).scalars()]
 
 
-def buyer_of(connection: Connection, customer: str, mode: str) -> Buyer:
-    mine = (customers.c.mode == mode) & (customers.c.id == to_stored(customer))
-    row = connection.execute(select(customers).where(mine)).first()
-    if row is None:
-        return Buyer(None, None, {}, None)
+def buyer_of_row(row: Any) -> Buyer:
+    """What a row of the customer book says for an invoice."""
     details = mapping_from_stored(row.details)
     percent = details.get("tax_percent")
-    name = None if row.name is None else from_stored(row.name)
     try:
         tax = None if percent is None else decimal_of(percent, "tax_percent")
     except ValueError as problem:
-        raise InvalidInvoice(f"customer {customer}: {problem}") from None
-    return Buyer(name, row.currency, details, tax)
+        raise InvalidInvoice(f"customer {from_stored(row.id)}: {problem}") from None
+    return Buyer(None if row.name is None else from_stored(row.name), row.currency, details, tax)
 
 
 def shown_buyer(buyer: Buyer, customer: str) -> dict[str, str]:
@@ -160,28 +136,32 @@ def next_number(connection: Connection, mode: str, prefix: str) -> str:
     """The next number of this prefix, without gaps: it is given out in the transaction that keeps the invoice."""
     name = f"{mode}/{prefix}"
     updated = counters.update().where(counters.c.name == name).values(value=counters.c.value + 1)
-    if connection.execute(updated).rowcount == 0:
-        connection.execute(counters.insert(), {"name": name, "value": 1})
-    value = connection.execute(select(counters.c.value).where(counters.c.name == name)).scalar_one()
+    value = connection.execute(updated.returning(counters.c.value)).scalar()
+    if value is None:
+        value = 1
+        connection.execute(counters.insert(), {"name": name, "value": value})
     test = "TEST-" if mode == "test" else ""
     return f"{test}{prefix}-{value:06d}"
 
 
 def keep_invoice(
     connection: Connection, invoice: Invoice, inputs: Mapping[str, Any], kind: str, concerns: str | None = None
-) -> None:
+) -> Kept:
+    """Write a final invoice with what it was drawn up from, under a seal."""
     text = invoice.text()
     kept = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
     assert invoice.issued is not None
+    digest = digest_of(text, kept)
     connection.execute(
         invoices.insert(),
         {
             "mode": invoice.mode, "number": invoice.number, "kind": kind, "customer": to_stored(invoice.customer),
             "start": micros(invoice.period.start), "stop": micros(invoice.period.stop), "state": "final",
             "currency": invoice.currency, "due_amount": f"{invoice.due_amount:f}", "issued": micros(invoice.issued),
-            "concerns": concerns, "document": text, "inputs": kept, "digest": digest_of(text, kept),
+            "concerns": concerns, "document": text, "inputs": kept, "digest": digest,
         },
     )  # fmt: skip
+    return Kept(invoice, kind, "final", invoice.issued, None, {}, concerns, inputs, digest)
 
 
 def change_invoice(connection: Connection, number: str, mode: str, **values: Any) -> None:

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
-
-from sqlalchemy import Connection
 
 from token_meter.billing.cards import RateCard
-from token_meter.billing.catalogue import AT_COST, EARLIEST, LATEST, Catalogue, Terms
+from token_meter.billing.catalogue import AT_COST, LATEST, Catalogue, Terms
 from token_meter.billing.lines import Metered, Segment
 from token_meter.billing.plans import Period, Plan, Subscription, period_of, periods_between
-from token_meter.ledger.costs import read_costs
-from token_meter.ledger.periods import micros, time_zone_of
-from token_meter.ledger.store import Store
-from token_meter.ledger.values import ANY, Filters, Search
-
-GROUPS: Final = ("meter", "provider", "model")
-"""What the lines of an invoice are told apart by, besides token type and rating."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +105,9 @@ def _differs(one: Terms, other: Terms) -> bool:
 
 
 def segments_of(
-    store: Store, connection: Connection, catalogue: Catalogue, billing: Billing, *, mode: str, customer: str
+    catalogue: Catalogue, billing: Billing, metered: Callable[[Period], Sequence[Metered]]
 ) -> list[Segment]:
-    """The parts of a billing period with what was used in them, as it is in the ledger now."""
+    """The parts of a billing period with what was used in them; `metered` tells that for a span."""
     return [
         Segment(
             plan=part.terms.plan.content if part.terms.plan is not None else None,
@@ -128,21 +118,7 @@ def segments_of(
             usage=usage,
         )
         for part in billing.parts
-        for usage in [read_metered(store, connection, mode=mode, customer=customer, span=part.span)]
-    ]
-
-
-def read_metered(store: Store, connection: Connection, *, mode: str, customer: str, span: Period) -> list[Metered]:
-    """What a customer used in a span, by meter, provider, model, token type and rating."""
-    search = Search(Filters(customer=customer, mode=mode, meter=ANY), micros(span.start), micros(span.stop))
-    rows = read_costs(store, connection, search, by=GROUPS, bucket=None, zone=time_zone_of("UTC"))
-    return [
-        Metered(
-            str(row.group["meter"]), row.group["provider"], row.group["model"], part.name, part.quantity, part.rating
-        )
-        for row in rows
-        for group in [row.group]
-        for part in row.parts
+        for usage in [metered(part.span)]
     ]
 
 
@@ -169,11 +145,6 @@ def card_labelled(catalogue: Catalogue, label: str) -> RateCard:
         if plan.number == int(number) and own is not None:
             return own
     raise KeyError(label)
-
-
-def span_of_everything() -> Period:
-    """From the earliest to the latest moment there is."""
-    return Period(EARLIEST, LATEST)
 
 
 def month_around(moment: datetime) -> Period:

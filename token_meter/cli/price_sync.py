@@ -77,17 +77,20 @@ def sync_prices(
 
     Nothing is deleted. A feed that is older than the book is refused. Exits with 1 when something waits for a human.
     """
-    from token_meter.prices.feeds import fetch_second
+    from token_meter.prices.feeds import fetch, fetch_second
 
     shape = chosen_shape(json=json, csv=csv, markdown=markdown)
     now, place = datetime.now(UTC), find(ledger)
     other = fetch_second(second, now=now) if second is not None else None
-    if dry_run and there_is_none(place):
-        _report(_without_ledger(source, other, now), shape, dry_run=True)
+    first = there_is_none(place)
+    # A source that gives nothing must not leave an empty ledger behind.
+    fetched = fetch(source, now=now) if first else None
+    if fetched is not None and dry_run:
+        _report(_without_ledger(fetched, other, now), shape, dry_run=True)
         return
     catch_up(place)
-    with at_desk(place, make=True) as (desk, _):
-        fetched = _fetched(desk, source, now, ask_again=confirm or dry_run or other is not None)
+    with at_desk(place, make=first) as (desk, _):
+        fetched = fetched or _fetched(desk, source, now, ask_again=confirm or dry_run or other is not None)
         done = desk.preview(fetched, second=other) if dry_run else desk.sync(fetched, confirm=confirm, second=other)
     _report(done, shape, dry_run=dry_run)
     if done.waiting and not dry_run:
@@ -182,14 +185,12 @@ def _fetched(desk: PriceDesk, source: str, now: datetime, *, ask_again: bool) ->
     return fetch(source, now=now, etag=None if ask_again else desk.etag(shown(source)))
 
 
-def _without_ledger(source: str, second: SecondSource | None, now: datetime) -> Synced:
+def _without_ledger(fetched: Fetched, second: SecondSource | None, now: datetime) -> Synced:
     """What a feed would change in the shipped book."""
     from token_meter.bookkeeping.price_desk import Synced
     from token_meter.bookkeeping.price_impact import Effect
-    from token_meter.prices.feeds import fetch
     from token_meter.prices.merge import merge
 
-    fetched = fetch(source, now=now)
     assert fetched.feed is not None
     merged = merge(shipped_book(), fetched.feed, now=now, second=second)
     found = tuple(Effect(change, (), 0, None) for change in merged.changes)

@@ -151,13 +151,13 @@ def model_asked(book: PriceBook, name: str, provider: str | None) -> Model:
         if found is None:
             raise _unknown(name, f" of {place}", book.suggest(place, name))
         return found
+    before, _, rest = name.partition("/")
+    if before in book.providers() and (found := book.find(before, rest)):
+        return found
     sold = [found for each in book.providers() if (found := book.find(each, name)) and found.provider == each]
     direct = [model for model in sold if is_direct(model)]
     if len(direct or sold) == 1:
         return (direct or sold)[0]
-    before, slash, rest = name.partition("/")
-    if not sold and slash and before in book.providers():
-        return model_asked(book, rest, before)
     if not sold:
         raise _unknown(name, "", _nearest(book, name))
     sellers = [model.provider for model in sold]

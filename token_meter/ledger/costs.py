@@ -138,21 +138,34 @@ _Totals: TypeAlias = dict[tuple[int, tuple[str | None, ...]], dict[tuple[str, in
 
 
 def read_costs(
-    store: Store, connection: Connection, search: Search, *, by: Sequence[str], bucket: Bucket | None, zone: tzinfo
+    store: Store,
+    connection: Connection,
+    search: Search,
+    *,
+    by: Sequence[str],
+    bucket: Bucket | None,
+    zone: tzinfo,
+    customers: Sequence[str] | None = None,
+    known: dict[int, Read] | None = None,
 ) -> list[CostRow]:
-    """Like `read_usage`, with costs; answered within one transaction."""
+    """Like `read_usage`, with costs; answered within one transaction.
+
+    `customers`: of these only, as they are stored. `known`: ratings that were read before; more are added.
+    """
     parts, covered = covering(connection, search, by, bucket, zone)
     names = [name for name in by if name not in ("token_type", "headline")]
     totals: _Totals = {}
     numbers: set[int] = set()
-    for query in queries(store, search.filters, [*names, RATING], covered):
+    for query in queries(store, search.filters, [*names, RATING], covered, customers):
         for place, *group, rating, quantity, high, low in connection.execute(query):
             seen = tuple(shown(name, value) for name, value in zip(names, group, strict=True))
             sums = totals.setdefault((place, seen), {})
             key = (quantity, int(rating or UNRATED))
             sums[key] = sums.get(key, 0) + total_of(high, low)
             numbers.add(key[1])
-    known = {UNRATED: NOT_RATED, **{each.number: each for each in read_ratings(connection, sorted(numbers))}}
+    known = {} if known is None else known
+    known[UNRATED] = NOT_RATED
+    known.update((each.number, each) for each in read_ratings(connection, sorted(numbers - known.keys())))
     return _rows(by, names, [part.name for part in parts] if bucket else None, totals, known)
 
 

@@ -114,16 +114,23 @@ def _rollups_tell(connection: Connection, filters: Filters, by: Sequence[str]) -
     return {to_stored(name) for name in wanted} <= set(connection.execute(known).scalars())
 
 
-def queries(store: Store, filters: Filters, names: Sequence[str], covered: Cover) -> Iterator[Select[Any]]:
+def queries(
+    store: Store,
+    filters: Filters,
+    names: Sequence[str],
+    covered: Cover,
+    customers: Sequence[str] | None = None,
+) -> Iterator[Select[Any]]:
     """The statements that read what is covered: bucket, group, quantity, high, low. `RATING` may be among the names."""
     if covered.days:
-        yield _grouped(_from_rollup(store, filters, names, days, covered.days))
+        yield _grouped(_from_rollup(store, filters, names, days, covered.days, customers))
     if covered.hours:
-        yield _grouped(_from_rollup(store, filters, names, hours, covered.hours))
+        yield _grouped(_from_rollup(store, filters, names, hours, covered.hours, customers))
     if covered.events:
         for table, sign in ((events, 1), (as_they_count(), -1)):
-            yield _grouped(_from_events(store, filters, names, covered.events, table, sign, counting=False))
-            yield _grouped(_from_events(store, filters, names, covered.events, table, sign, counting=True))
+            for counting in (False, True):
+                rows = _from_events(store, filters, names, covered.events, table, sign, customers, counting=counting)
+                yield _grouped(rows)
 
 
 def _grouped(rows: Subquery) -> Select[Any]:
@@ -132,7 +139,12 @@ def _grouped(rows: Subquery) -> Select[Any]:
 
 
 def _from_rollup(
-    store: Store, filters: Filters, names: Sequence[str], table: FromClause, spans: Sequence[Span]
+    store: Store,
+    filters: Filters,
+    names: Sequence[str],
+    table: FromClause,
+    spans: Sequence[Span],
+    customers: Sequence[str] | None,
 ) -> Subquery:
     listed, within = _spans(spans, table.c.period)
     query = select(
@@ -143,7 +155,9 @@ def _from_rollup(
         table.c.low,
     ).select_from(listed.join(table, within).join(series, series.c.id == table.c.series))
     wanted = matching(store, series, filters)
-    if filters.dimensions or not filters.columns().keys() <= _BROAD:
+    if customers is not None:
+        wanted.append(series.c.customer.in_(customers))
+    if customers is not None or filters.dimensions or not filters.columns().keys() <= _BROAD:
         # Few series: look each of them up in each period. Written as a join, both engines read all of the period.
         return query.where(store.among(table.c.series, select(series.c.id).where(*wanted))).subquery()
     return query.where(*wanted).subquery()
@@ -156,6 +170,7 @@ def _from_events(
     spans: Sequence[Span],
     table: FromClause,
     sign: int,
+    customers: Sequence[str] | None,
     *,
     counting: bool,
 ) -> Subquery:
@@ -178,7 +193,11 @@ def _from_events(
             (low * _literal(str(sign))).label("low"),
         )
         .select_from(source)
-        .where(*matching(store, table, filters), *([table.c.corrects.is_(None)] if sign > 0 else []))
+        .where(
+            *matching(store, table, filters),
+            *([table.c.corrects.is_(None)] if sign > 0 else []),
+            *([table.c.customer.in_(customers)] if customers is not None else []),
+        )
         .subquery()
     )
 

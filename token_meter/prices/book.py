@@ -32,6 +32,9 @@ CURRENCY: Final = "USD"
 TARIFFS_REMEMBERED_MAX: Final = 10_000
 """So many combinations of model and context a book remembers; then it starts over."""
 
+SPANS_REMEMBERED_MAX: Final = 16
+"""So many spans of time without a change it remembers of each."""
+
 
 class Rated(NamedTuple):
     """One token type's price with its factors: `rate` is what one unit costs, exact."""
@@ -135,7 +138,7 @@ class PriceBook:
         self._added: dict[str, dict[str, list[Price]]] = {}
         for price in self.rows:
             self._added.setdefault(price.provider, {}).setdefault(price.model, []).append(price)
-        self._tariffs: dict[tuple[Any, ...], Tariff] = {}
+        self._tariffs: dict[tuple[Any, ...], list[Tariff]] = {}
         given = overrides.factors if overrides is not None else ()
         self._factors: tuple[tuple[Factor, ...], tuple[Factor, ...]] = (tuple(given), shipped.factors)
 
@@ -221,14 +224,21 @@ class PriceBook:
         """What a model costs in a situation at a moment, and how long that holds."""
         key = (provider, model, model_requested, _told(context) if context else None)
         try:
-            tariff = self._tariffs.get(key)
+            known = self._tariffs.get(key)
         except TypeError:  # a context with lists in it
             return self._new_tariff(provider, model, model_requested, situation_of(context), at)
-        if tariff is None or not tariff.start <= at < tariff.stop:
-            tariff = self._new_tariff(provider, model, model_requested, situation_of(context), at)
+        if known is None:
             if len(self._tariffs) >= TARIFFS_REMEMBERED_MAX:
                 self._tariffs.clear()
-            self._tariffs[key] = tariff
+            known = self._tariffs[key] = []
+        for tariff in known:
+            if tariff.start <= at < tariff.stop:
+                return tariff
+        tariff = self._new_tariff(provider, model, model_requested, situation_of(context), at)
+        # Events do not come in the order of time: a few spans of each model are needed again and again.
+        known.append(tariff)
+        if len(known) > SPANS_REMEMBERED_MAX:
+            del known[0]
         return tariff
 
     def _new_tariff(

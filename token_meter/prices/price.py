@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -260,6 +261,7 @@ def moment_of(value: object) -> datetime | None:
     raise ValueError(f"{value!r} is no date")
 
 
+@lru_cache(maxsize=4096)
 def moment_text(moment: datetime | None) -> str | None:
     """A moment as RFC 3339 text; just its date where it is a UTC midnight."""
     if moment is None:

@@ -1,0 +1,126 @@
+"""What invoices of a page of customers are drawn up from, read for all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from functools import cached_property
+from typing import Any, Final
+
+from sqlalchemy import Connection, select
+
+from token_meter.billing.credit import REVENUE, CreditGrant
+from token_meter.billing.lines import Metered
+from token_meter.billing.plans import Period
+from token_meter.bookkeeping.credit_rows import grant_of, micros
+from token_meter.bookkeeping.invoice_rows import Buyer, Kept, buyer_of_row, kept_of_row
+from token_meter.ledger.costs import read_costs
+from token_meter.ledger.periods import time_zone_of
+from token_meter.ledger.ratings import Read
+from token_meter.ledger.rows import EPOCH, MICROSECOND
+from token_meter.ledger.store import Store
+from token_meter.ledger.tables import customers, entries, grants, invoices, late
+from token_meter.ledger.text import from_stored, to_stored
+from token_meter.ledger.values import ANY, Filters, Search
+from token_meter.money import EXACT, total
+
+GROUPS: Final = ("customer", "meter", "provider", "model")
+"""What the lines of an invoice are told apart by, besides token type and rating."""
+
+_UTC: Final = time_zone_of("UTC")
+
+
+class Page:
+    """A few customers inside one transaction. What one of them needs is read for all."""
+
+    def __init__(self, store: Store, connection: Connection, mode: str, names: Sequence[str]) -> None:
+        self.mode = mode
+        self.connection = connection
+        self._store = store
+        self._names = [to_stored(name) for name in names]
+        self._usage: dict[Period, dict[str, list[Metered]]] = {}
+        self._ratings: dict[int, Read] = {}
+
+    def metered(self, customer: str, span: Period) -> list[Metered]:
+        """What a customer used in a span, by meter, provider, model, token type and rating."""
+        if span not in self._usage:
+            self._usage[span] = self._read_usage(span)
+        return self._usage[span].get(customer, [])
+
+    def _read_usage(self, span: Period) -> dict[str, list[Metered]]:
+        search = Search(Filters(mode=self.mode, meter=ANY), micros(span.start), micros(span.stop))
+        found: dict[str, list[Metered]] = {}
+        rows = read_costs(
+            self._store, self.connection, search, by=GROUPS, bucket=None, zone=_UTC, customers=self._names,
+            known=self._ratings,
+        )  # fmt: skip
+        for row in rows:
+            group = row.group
+            mine = found.setdefault(str(group["customer"]), [])
+            mine += [
+                Metered(str(group["meter"]), group["provider"], group["model"], part.name, part.quantity, part.rating)
+                for part in row.parts
+            ]
+        return found
+
+    def kept(self, customer: str) -> list[Kept]:
+        """A customer's invoices and credit notes, oldest first."""
+        return self._kept.get(customer, [])
+
+    def keep(self, kept: Kept) -> None:
+        """An invoice that was just written."""
+        self._kept.setdefault(kept.invoice.customer, []).append(kept)
+
+    @cached_property
+    def _kept(self) -> dict[str, list[Kept]]:
+        return self._by_customer(invoices, kept_of_row, invoices.c.issued, invoices.c.number)
+
+    def grants(self, customer: str) -> list[CreditGrant]:
+        """A customer's grants, as they were when the page began."""
+        return self._grants.get(customer, [])
+
+    def forget_grants(self) -> None:
+        """Somebody's grants changed: read them anew."""
+        self.__dict__.pop("_grants", None)
+
+    @cached_property
+    def _grants(self) -> dict[str, list[CreditGrant]]:
+        return self._by_customer(grants, grant_of, grants.c.id)
+
+    def drawn(self, customer: str, stop: datetime, currency: str) -> Decimal:
+        """What usage before a moment has drawn so far."""
+        if not self.grants(customer):
+            return Decimal(0)
+        mine = (entries.c.mode == self.mode) & (entries.c.customer == to_stored(customer))
+        inside = (entries.c.service < micros(stop)) & (entries.c.currency == currency)
+        query = select(entries.c.amount).where(mine, inside, entries.c.account == REVENUE)
+        return EXACT.minus(total(Decimal(amount) for amount in self.connection.execute(query).scalars()))
+
+    def late(self, customer: str, after: int, until: int) -> list[datetime]:
+        """When those count that came too late for a final invoice, by their numbers."""
+        return [moment for number, moment in self._late.get(customer, []) if after < number <= until]
+
+    @cached_property
+    def _late(self) -> dict[str, list[tuple[int, datetime]]]:
+        def read(row: Any) -> tuple[int, datetime]:
+            return row.number, EPOCH + MICROSECOND * row.time
+
+        return self._by_customer(late, read, late.c.number)
+
+    def buyer(self, customer: str) -> Buyer:
+        """What is known of a customer for an invoice."""
+        return self._buyers.get(customer) or Buyer(None, None, {}, None)
+
+    @cached_property
+    def _buyers(self) -> Mapping[str, Buyer]:
+        mine = (customers.c.mode == self.mode) & customers.c.id.in_(self._names)
+        rows = self.connection.execute(select(customers).where(mine))
+        return {from_stored(row.id): buyer_of_row(row) for row in rows}
+
+    def _by_customer(self, table: Any, read: Any, *order: Any) -> dict[str, list[Any]]:
+        mine = (table.c.mode == self.mode) & table.c.customer.in_(self._names)
+        found: dict[str, list[Any]] = {}
+        for row in self.connection.execute(select(table).where(mine).order_by(*order)):
+            found.setdefault(from_stored(row.customer), []).append(read(row))
+        return found
