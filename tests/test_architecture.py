@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parent.parent / "token_meter"
 
 LAYERS: tuple[tuple[str, str], ...] = (
     # 1: the words. No input, no output.
-    ("", "clock context errors event patience schema steps usage"),
+    ("", "clock context documents errors event money patience schema steps usage"),
     # 2: from an answer to a row. Each package stands for itself, see ISLANDS.
     ("providers", ". anthropic base body estimate failures frames funnel genai genai_streams google hops hosts openai "
                   "patching prompt publishers settle sse stainless stream tokeniser"),
@@ -32,14 +32,19 @@ LAYERS: tuple[tuple[str, str], ...] = (
               "memory named native openmeter opentelemetry recording records repeats stripe stripe_corrections stripe_counted stripe_keys "
               "stripe_lanes stripe_models stripe_refusals stripe_reports stripe_session stripe_summaries stripe_tokens "
               "stripe_wire webhook"),
-    ("ledger", ". first_sight ledger migrate opening periods postgresql query record rollups rows sqlite store tables text usage "
-               "values"),
-    ("ledger.migrations", ". env versions versions.v0001_first versions.v0002_customers"),
+    ("ledger", ". corrections costs first_sight lateness ledger migrate opening periods postgresql query rater "
+                     "ratings record rollups rows sqlite store tables text usage values"),
+    ("ledger.migrations", ". env versions versions.v0001_first versions.v0002_customers versions.v0003_rating"),
     ("accounts", ". book csv_columns csv_export csv_import customer directory"),
-    # 3: billing, budgets, notices. Not there yet.
+    ("prices", ". book change context drift feed_check feeds genai likely merge model names overrides price "
+                     "shipped stated"),
+    # 3: what is charged. `billing` is pure, `bookkeeping` keeps it in a ledger.
+    ("billing", ". cards catalogue credit fields invoice lines meters plans rating render"),
+    ("bookkeeping", ". accrual credit_book credit_rows drawing invoice_book invoice_rows lazy notice_rows page "
+                     "plan_book plan_files price_desk price_impact price_rows rater segments settings verification"),
     # 4: what users hold in their hands.
-    ("", "customer health lines meter reconcile recorder"),
-    ("partners", ". base callback client cloudflare fields files importing intake known litellm names openrouter pulling "
+    ("", "charging customer health lines meter reconcile recorder"),
+    ("partners", ". base callback client cloudflare events fields files importing intake known litellm names openrouter pulling "
                  "quantities state vercel walking"),
     # 5: around it.
     ("testing", ". builders capturing conformance plugin"),
@@ -51,12 +56,13 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("testing.backends", ". __main__ amberflo amberflo_usage base cloudevents lago lago_wire openmeter openmeter_query "
                          "values webhook"),
     ("testing.backends.stripe", ". account book documents errors fake idempotency limits moments params reports rules"),
-    ("cli", ". __main__ app catch_up checks customer_book customer_edits customer_files customers deliver doctor dry_run event_rows events exits facts filters follow "
-            "metrics mode moments options output partners place progress quarantine reconcile search sidecar sink_names tables terminal text usage "
-            "version waiting"),
+    ("cli", ". __main__ app catch_up checks costs credits customer_book customer_edits customer_files customers deliver "
+            "doctor dry_run event_rows events exits facts filters follow invoice metrics mode moments notices options "
+            "output partners place plans price_sync price_view prices progress quarantine rated reconcile search setup "
+            "sidecar sink_names tables terminal text usage version waiting"),
     ("cli.demo", ". acme crew customers folder globex initech reconciliation report screen story worker"),
 )  # fmt: skip
-LAYER_OF_ROW = (1, 2, 2, 2, 2, 2, 2, 4, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5)
+LAYER_OF_ROW = (1, 2, 2, 2, 2, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5)
 FACADE = 4
 """`import token_meter` gives everything up to the Meter."""
 
@@ -65,6 +71,7 @@ ISLANDS = {
     "sinks": ("sinks", "ledger"),
     "ledger": ("ledger",),
     "accounts": ("accounts", "ledger"),
+    "prices": ("prices", "providers.publishers"),
 }
 """What these packages may import besides layer 1: nothing of the journal, and not each other."""
 
@@ -72,10 +79,10 @@ BRIDGE = "answers"
 """The journal knows no provider; this one module reads what a provider said out of a line."""
 
 THIRD_PARTIES = {
-    "sqlalchemy": ("ledger", "accounts", "cli.place"),
+    "sqlalchemy": ("ledger", "accounts", "bookkeeping", "cli.place"),
     "alembic": ("ledger",),
     "wrapt": ("providers.patching",),
-    "requests": ("sinks.http", "sinks.connections"),
+    "requests": ("sinks.http", "sinks.connections", "prices.feeds"),
     "urllib3": ("sinks.http", "sinks.connections"),
     "stripe": ("sinks.stripe_reports",),
     "standardwebhooks": ("sinks.webhook", "testing.backends.webhook"),
@@ -86,7 +93,9 @@ THIRD_PARTIES = {
     "openai": ("cli.demo",),
     "anthropic": ("cli.demo",),
     "google": ("cli.demo",),
-    "pydantic": ("cli.demo",),
+    "pydantic": ("cli.demo", "documents", "prices.overrides", "billing", "bookkeeping"),
+    "yaml": ("documents", "cli.plans"),
+    "genai_prices": ("prices.genai",),
     "tiktoken": ("providers.tokeniser",),
     "pyarrow": ("sinks.file_formats",),
     "opentelemetry": ("sinks.opentelemetry",),

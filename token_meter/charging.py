@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from token_meter.bookkeeping.credit_book import CreditBook
     from token_meter.bookkeeping.invoice_book import InvoiceBook
     from token_meter.bookkeeping.plan_book import PlanBook
+    from token_meter.event import MeterEvent
     from token_meter.ledger import Ledger
     from token_meter.ledger.costs import CostRow
 
@@ -34,6 +35,10 @@ class Charging(ABC):
 
     @abstractmethod
     def _catch_up(self) -> None: ...
+
+    @abstractmethod
+    def record_event(self, event: MeterEvent) -> None:
+        """Enter an event that was made elsewhere."""
 
     def costs(
         self,
@@ -126,6 +131,29 @@ class Charging(ABC):
         if not found:
             raise InvalidInvoice(f"{customer} has no billing period that ends within {within or 'this period'}")
         return found[-1]
+
+    def void(self, event_id: str, *, reason: str) -> list[str]:
+        """Take an event back, here and at every sink; the ids of the corrections. Raises InvalidEvent if it cannot be.
+
+        The event stays, and what it used counts nothing any more from its own time on.
+        """
+        from datetime import UTC, datetime
+
+        from token_meter.bookkeeping.event_corrections import record_all, voiding
+
+        self._catch_up()
+        made = [voiding(self.ledger, event_id, reason=reason, now=datetime.now(UTC))]
+        return record_all(made, self.record_event)
+
+    def reassign(self, event_id: str, customer: str, *, reason: str) -> list[str]:
+        """Give an event to another customer, at its own time; the ids of the corrections."""
+        from datetime import UTC, datetime
+
+        from token_meter.bookkeeping.event_corrections import reassigning, record_all
+
+        self._catch_up()
+        made = reassigning(self.ledger, event_id, customer, reason=reason, now=datetime.now(UTC))
+        return record_all(made, self.record_event)
 
     def _rated(self) -> Ledger:
         """The ledger, with everything of this process in it, and nothing left unrated that can be rated."""

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.cli.conftest import Cli, Result, store
-from tests.prices.kit import Provider, model, model_in, shipped_as_feed
+from tests.prices.kit import Answer, Provider, Server, model, model_in, shipped_as_feed
 from token_meter.billing.plans import PlansFile
 from token_meter.bookkeeping.plan_book import PlanBook
 from token_meter.cli.price_view import age_lines, day
@@ -299,8 +299,9 @@ def test_new_prices_hold_wait_or_are_refused(prices: Cli, feed: list[Provider]) 
         ("refused", "cache_read", "0.125", "0.001", "0", "it falls by a factor of 125"),
     ]
     assert (tried.code, done.code, again.code) == (0, 1, 1)
-    assert "1 event rated again" in done.err and "2 prices wait for you" in done.err
-    assert "1 price wait" in again.err
+    assert "1 event rated again" in done.err and "1 price held: see" in done.err
+    assert "1 price refused: --confirm takes them after all" in done.err
+    assert "1 price held: see" in again.err and "refused" not in again.err
     assert [(row["model"], row["token_type"], row["old"], row["new"], row["affected_customers"], row["last_30d_quantity"], row["estimated_monthly_impact"]) for row in held] == [
         ("gpt-5", "output", "10", "15", ["acme"], 1_000_000, "5"),
     ]  # fmt: skip
@@ -414,6 +415,28 @@ def test_the_installed_package_is_the_default_source(prices: Cli) -> None:
     result = prices("sync", "--dry-run", "--json")
 
     assert (result.code, result.json["source"]) == (0, "installed")
+
+
+def test_a_url_is_asked_only_for_what_is_newer(
+    prices: Cli, feed: list[Provider], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    restate(feed, "openai", "gpt-5", input_mtok="1", output_mtok="150")
+    server = Server({"/feed": Answer(200, json.dumps(feed).encode(), {"ETag": '"one"'})})
+    try:
+        first, again, confirmed = (
+            prices("sync", f"{server.url}/feed", *more, "--json") for more in ([], [], ["--confirm"])
+        )
+    finally:
+        server.close()
+
+    runs = [
+        (run.code, run.json["unchanged"], [each["verdict"] for each in run.json["changes"]])
+        for run in (first, again, confirmed)
+    ]
+    assert runs == [(1, False, ["active", "refused"]), (0, True, []), (0, False, ["active"])]
+    assert [headers.get("if-none-match") for _, headers in server.requests] == [None, '"one"', None]
 
 
 def test_the_difference_is_what_was_recorded_and_what_is_announced(prices: Cli, feed: list[Provider]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any, Final, NamedTuple
 
 from token_meter.money import plain
 from token_meter.prices import Price, PriceBook
@@ -123,3 +125,46 @@ def _set(date: datetime | None, prices: Iterable[Price]) -> dict[str, Any]:
         start = price.above - 1 if price.inclusive else price.above
         units[unit]["tiers"].append({"start": start, "price": plain(price.amount)})
     return {"constraint": {"start_date": f"{date:%Y-%m-%d}"} if date else None, "prices": units}
+
+
+class Answer(NamedTuple):
+    """What the server says at a path."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = {}
+
+
+class Server:
+    """Answers what it was told to, by path, and keeps the requests. An ETag that comes back gets a 304."""
+
+    def __init__(self, answers: Mapping[str, Answer]) -> None:
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
+                answer = answers[self.path.partition("?")[0]]
+                if "ETag" in answer.headers and self.headers.get("If-None-Match") == answer.headers["ETag"]:
+                    answer = Answer(304)
+                self.send_response(answer.status)
+                for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(answer.body)
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                """Nobody reads it."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = Thread(target=self._server.serve_forever)
+        self._thread.start()
+        self.netloc = f"127.0.0.1:{self._server.server_address[1]}"
+        self.url = f"http://{self.netloc}"
+
+    def close(self) -> None:
+        """Let the port go."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()

@@ -7,16 +7,13 @@ import json
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import NamedTuple
 
 import pytest
 
-from tests.prices.kit import NOW, model, provider
+from tests.prices.kit import NOW, Answer, Server, model, provider
 from token_meter.errors import InvalidPrices
 from token_meter.prices import Price, feeds
 from token_meter.prices.feeds import BYTES_MAX, REDIRECTS_MAX, Fetched, fetch, fetch_second, shown
@@ -24,46 +21,6 @@ from token_meter.prices.stated import SecondKey
 
 PROVIDERS = [provider("openai", model("gpt-5", {"input_mtok": 1.25, "output_mtok": 10}))]
 BODY = json.dumps(PROVIDERS).encode()
-
-
-class Answer(NamedTuple):
-    """What the server says at a path."""
-
-    status: int
-    body: bytes = b""
-    headers: Mapping[str, str] = {}
-
-
-class Server:
-    """Answers what it was told to, by path, and keeps the requests."""
-
-    def __init__(self, answers: Mapping[str, Answer]) -> None:
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
-                answer = answers[self.path.partition("?")[0]]
-                self.send_response(answer.status)
-                for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(answer.body)
-
-            def log_message(self, format: str, *arguments: object) -> None:
-                """Nobody reads it."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = Thread(target=self._server.serve_forever)
-        self._thread.start()
-        self.netloc = f"127.0.0.1:{self._server.server_address[1]}"
-        self.url = f"http://{self.netloc}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 ANSWERS = {

@@ -281,7 +281,7 @@ def test_steps_that_a_feed_drops_without_a_date_end_when_that_is_seen() -> None:
 
 def test_steps_end_on_the_day_from_which_another_price_stands_for_them() -> None:
     book = book_of(provider("openai", model("gpt-5", {"input_mtok": tiers("2", 200_000, "3")})))
-    dated = [always(output_mtok="8"), from_day("2026-11-15", input_mtok="1.8")]
+    dated = [always(output_mtok="8"), from_day("2026-11-15", input_mtok="1.8", output_mtok="8")]
 
     merged = merge(book, feed_of(provider("openai", model("gpt-5", dated))), now=NOW)
 
@@ -371,6 +371,7 @@ def test_what_the_operator_says_does_not_hide_what_changed() -> None:
 
 
 FEEDS = {
+    "free model": feed_of({**BEFORE, "models": [*BEFORE["models"], model("gpt-9", [always(input_mtok="0"), from_day("2026-11-10", input_mtok="1001")])]}),
     "fall": gpt5(output_mtok="5"),
     "rise": gpt5(output_mtok="9"),
     "refused": gpt5(output_mtok="100"),
@@ -500,9 +501,20 @@ def test_a_feed_whose_last_change_is_before_the_books_is_refused() -> None:
         merge(book, gpt5(), now=NOW)
 
     assert str(older.value) == (
-        "this feed ends with a change of 2026-11-11, the book has one of 2026-11-12: the feed is older than the book"
+        "this feed ends with a change of 2026-11-11, and the book has a change of 2026-11-12 that it does not know: it is "
+        "older than the book"
     )
-    assert str(undated.value).startswith("this feed states no date, the book has one of 2026-11-12")
+    assert str(undated.value).startswith("this feed states no date, and the book has a change of 2026-11-12 that it ")
+
+
+def test_a_feed_that_states_the_same_without_the_date_is_not_old() -> None:
+    book = book_of(
+        provider("openai", model("gpt-5", [always(input_mtok="2"), from_day("2026-11-12", input_mtok="1.8")]))
+    )
+
+    merged = merge(book, feed_of(provider("openai", model("gpt-5", {"input_mtok": "1.8"}))), now=NOW)
+
+    assert (merged.changes, merged.agreed) == ((), 1)
 
 
 def test_a_date_that_is_ours_does_not_make_a_feed_old() -> None:

@@ -127,6 +127,18 @@ def _quality(facts: Facts) -> Iterator[Check]:
         "ended early and hold the provider's counts up to there",
     )  # fmt: skip
     yield _anomalies(ledger)
+    yield _pending(ledger, again)
+
+
+def _pending(ledger: LedgerFacts, again: str) -> Check:
+    if not ledger.pending:
+        return _fine("prices", "every event has its price")
+    return Check(
+        Level.NOTICE,
+        "prices",
+        f"{counted(ledger.pending, 'event')} without a price, or not rated yet: they are on no invoice",
+        f"Which and why: token-meter usage --cost{again}; a price is given in a file of overrides: docs/prices.md",
+    )
 
 
 def _conflicts(ledger: LedgerFacts) -> Check:

@@ -37,7 +37,7 @@ def grant(
     price: Annotated[
         str | None, typer.Option("--price", metavar="AMOUNT", help="What they pay, if not as much.")
     ] = None,
-    currency: Annotated[str, typer.Option("--currency", metavar="CODE")] = "USD",
+    currency: Annotated[str, typer.Option("--currency", metavar="CODE", help="What it is in.")] = "USD",
     priority: Annotated[int, typer.Option("--priority", metavar="N", help="0 burns first, 1000 last.")] = 50,
     since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="Usable from then on.")] = None,
     expires: Annotated[str | None, typer.Option("--expires", metavar="TIME", help="Not usable from then on.")] = None,
@@ -115,6 +115,7 @@ def refund(
     reason: ReasonOption,
     amount: Annotated[str | None, typer.Option("--amount", metavar="AMOUNT", help="Default: all that is left.")] = None,
     ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
 ) -> None:
     """Pay back what is left of a grant, or some of it."""
     from token_meter.bookkeeping.credit_book import CreditBook
@@ -124,26 +125,37 @@ def refund(
             left = CreditBook(opened).refund(grant, amount, reason=reason)
         except ValueError as error:
             raise Failure(str(error)) from None
-    write(f"{grant}: {plain(left.remaining)} {left.currency} is left\n")
+    if json:
+        write_json(_row(left))
+    else:
+        write(f"{grant}: {plain(left.remaining)} {left.currency} is left\n")
 
 
 @app.command("void", epilog=EPILOG)
-def void(grant: GrantArgument, reason: ReasonOption, ledger: options.LedgerOption = None) -> None:
+def void(
+    grant: GrantArgument,
+    reason: ReasonOption,
+    ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
+) -> None:
     """Take back what is left of a grant, as if it had not been granted."""
     from token_meter.bookkeeping.credit_book import CreditBook
 
     with rated(find(ledger)) as opened:
-        CreditBook(opened).void(grant, reason=reason)
-    write(f"{grant} is void: {reason}\n")
+        left = CreditBook(opened).void(grant, reason=reason)
+    write_json(_row(left)) if json else write(f"{grant} is void: {reason}\n")
 
 
 @app.command("expire", epilog=EPILOG)
-def expire(mode: ModeOption = None, ledger: options.LedgerOption = None) -> None:
+def expire(mode: ModeOption = None, ledger: options.LedgerOption = None, json: options.JsonOption = False) -> None:
     """Book what is left of expired grants as breakage. They cannot be used from their expiry on, booked or not."""
     from token_meter.bookkeeping.credit_book import CreditBook
 
     with rated(find(ledger)) as opened:
         found = CreditBook(opened).expire(mode=read_mode(mode))
+    if json:
+        write_json([_row(each) for each in found])
+        return
     for each in found:
         write(f"{each.id} of {each.customer}: {plain(each.remaining)} {each.currency} expired\n")
     if not found:
@@ -188,12 +200,16 @@ def recharge(
     pack: Annotated[str, typer.Option("--pack", metavar="PACK", help="What to sell then.")],
     mode: ModeOption = None,
     ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
 ) -> None:
     """Have a notice written for your payment system when a customer's credit runs low."""
     from token_meter.bookkeeping.credit_book import CreditBook
 
     with rated(find(ledger)) as opened:
         CreditBook(opened).recharge_at(customer, threshold, pack, mode=read_mode(mode))
+    if json:
+        write_json({"customer": customer, "below": threshold, "pack": pack})
+        return
     write(f"a notice is written when {customer} has less than {threshold} left: see `token-meter notices list`\n")
 
 

@@ -9,6 +9,7 @@ import typer
 
 from token_meter.cli import options
 from token_meter.cli.catch_up import catch_up
+from token_meter.cli.event_corrections import reassign_events, void_events
 from token_meter.cli.event_rows import COLUMNS, EXPORT_COLUMNS, export_row, json_lines, short_row
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
 from token_meter.cli.filters import read_filters
@@ -139,6 +140,10 @@ def show_event(
     catch_up(place)
     with reading(place) as opened:
         write_json(_one(opened, id).to_json())
+
+
+app.command("void", epilog=EPILOG)(void_events)
+app.command("reassign", epilog=EPILOG)(reassign_events)
 
 
 def _export_format(format: str, shape: Shape) -> str:

@@ -41,6 +41,8 @@ class LedgerFacts:
     anomalies: Mapping[str, int]
     anomalies_read: int
     conflicts: tuple[Conflict, ...]
+    pending: int = 0
+    """Events without a price, or not rated yet."""
 
     @property
     def events(self) -> int:
@@ -118,6 +120,7 @@ def _ledger_facts(ledger: Ledger, since: datetime) -> LedgerFacts:
         anomalies=kinds,
         anomalies_read=seen,
         conflicts=tuple(conflicts[:CONFLICTS_SHOWN_MAX]),
+        pending=ledger.pending(),
     )
 
 

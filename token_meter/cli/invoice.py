@@ -144,14 +144,18 @@ def list_invoices(
 
 @app.command("void", epilog=EPILOG)
 def void(
-    number: NumberArgument, reason: ReasonOption, mode: ModeOption = None, ledger: options.LedgerOption = None
+    number: NumberArgument,
+    reason: ReasonOption,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
 ) -> None:
     """Declare an invoice void: its number stays, its period can be invoiced again."""
     from token_meter.bookkeeping.invoice_book import InvoiceBook
 
     with reading(find(ledger)) as opened:
-        InvoiceBook(opened).void(number, reason=reason, mode=read_mode(mode))
-    write(f"{number} is void: {reason}\n")
+        kept = InvoiceBook(opened).void(number, reason=reason, mode=read_mode(mode))
+    write_json(_listed(kept)) if json else write(f"{number} is void: {reason}\n")
 
 
 @app.command("pay", epilog=EPILOG)
@@ -160,13 +164,14 @@ def pay(
     reference: Annotated[str, typer.Option("--reference", metavar="TEXT", help="Of the payment.")] = "",
     mode: ModeOption = None,
     ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
 ) -> None:
     """Mark an invoice as paid."""
     from token_meter.bookkeeping.invoice_book import InvoiceBook
 
     with reading(find(ledger)) as opened:
         kept = InvoiceBook(opened).pay(number, reference=reference, mode=read_mode(mode))
-    write(f"{number} was paid on {kept.paid:%Y-%m-%d}\n")
+    write_json(_listed(kept)) if json else write(f"{number} was paid on {kept.paid:%Y-%m-%d}\n")
 
 
 @app.command("credit-note", epilog=EPILOG)
@@ -176,6 +181,7 @@ def credit_note(
     amount: Annotated[str | None, typer.Option("--amount", metavar="AMOUNT", help="Default: all that is left.")] = None,
     mode: ModeOption = None,
     ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
 ) -> None:
     """Take a final invoice back, all of it or an amount, by a note with a number of its own."""
     from token_meter.bookkeeping.invoice_book import InvoiceBook
@@ -187,7 +193,10 @@ def credit_note(
         raise Failure(str(error), code=WRONG_USAGE) from None
     with reading(find(ledger)) as opened:
         note_ = InvoiceBook(opened).credit_note(number, reason=reason, amount=taken, mode=read_mode(mode))
-    write(f"{note_.number}: {note_.total:f} {note_.currency} of {number}: {reason}\n")
+    if json:
+        write_json(note_.to_json())
+    else:
+        write(f"{note_.number}: {note_.total:f} {note_.currency} of {number}: {reason}\n")
 
 
 @app.command("verify", epilog=EPILOG)
@@ -225,6 +234,7 @@ def export(
     period: PeriodOption = None,
     mode: ModeOption = None,
     ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
 ) -> None:
     """Write every line of every final invoice as CSV, for accounting; --period: of invoices for periods within it."""
     from token_meter.bookkeeping.invoice_book import InvoiceBook
@@ -232,7 +242,11 @@ def export(
     within = _period(period)
     with reading(find(ledger)) as opened:
         kept = InvoiceBook(opened).list(mode=read_mode(mode), state="final")
-    _write_rows([each.invoice for each in kept if within is None or _ends_in(each, within)], None)
+    chosen = [each.invoice for each in kept if within is None or _ends_in(each, within)]
+    if json:
+        write_json([each.to_json() for each in chosen])
+    else:
+        _write_rows(chosen, None)
 
 
 @app.command("accrual", epilog=EPILOG)
@@ -268,6 +282,7 @@ def seller(
         typer.Argument(metavar="NAME=TEXT...", help="name=, address=, tax_id=, terms=, prefix=, rounding=half_up."),
     ],
     ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
 ) -> None:
     """Say who sells: it stands on every invoice from now on."""
     from token_meter.bookkeeping.invoice_book import InvoiceBook
@@ -281,7 +296,7 @@ def seller(
         raise Failure(f"rounding is one of {', '.join(ROUNDINGS)}", code=WRONG_USAGE)
     with rated(find(ledger), make=True) as opened:
         InvoiceBook(opened).set_seller(details)
-    write("it stands on every invoice from now on\n")
+    write_json(details) if json else write("it stands on every invoice from now on\n")
 
 
 def _found(ledger: Any, wanted: str, period: Period | None, mode: Any) -> list[Invoice]:

@@ -260,7 +260,8 @@ class Nowhere:
 
 
 @contextmanager
-def _writing(place: Place, *, dry_run: bool) -> Iterator[Written | Nowhere]:
+def writing(place: Place, *, dry_run: bool) -> Iterator[Written | Nowhere]:
+    """What events are written to: the journal of this place, or nothing in a dry run."""
     if dry_run:
         yield Nowhere(place.journal)
         return
@@ -341,7 +342,7 @@ def _imported(place: Place, partner: str, files: Sequence[Path], wanted: dict[st
     once = wanted["dry_run"] or wanted["skip_bad"]
     total = sum(map(size_of, files)) * (1 if once else 2)
     call: Any = import_file  # the keywords are its own
-    with _writing(place, dry_run=wanted["dry_run"]) as recording, measuring("importing", total) as moved:
+    with writing(place, dry_run=wanted["dry_run"]) as recording, measuring("importing", total) as moved:
         report: Imported = call(recording, partner, *files, watch=groups.add, moved=moved, **wanted)
     return report
 
@@ -362,7 +363,7 @@ def _own_events(
         raise Failure("name the files with the events", code=WRONG_USAGE)
     total = sum(map(size_of, files)) * (1 if dry_run or skip_bad else 2)
     known = _meters(place)
-    with _writing(place, dry_run=dry_run) as recording, measuring("importing", total) as moved:
+    with writing(place, dry_run=dry_run) as recording, measuring("importing", total) as moved:
         return import_events(
             recording, *files, customer=customer, at=at, meters=known, skip_bad=skip_bad, dry_run=dry_run,
             watch=groups.add, moved=moved,
@@ -384,7 +385,7 @@ def _pulled(place: Place, partner: str, wanted: dict[str, Any], groups: Groups) 
     from token_meter.partners import pull
 
     call: Any = pull  # the keywords are its own
-    with _writing(place, dry_run=wanted["dry_run"]) as recording:
+    with writing(place, dry_run=wanted["dry_run"]) as recording:
         report: Imported = call(recording, partner, watch=groups.add, **wanted)
     return report
 

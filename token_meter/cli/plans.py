@@ -170,6 +170,7 @@ def unsubscribe(
     mode: ModeOption = None,
     ledger: options.LedgerOption = None,
     journal: options.JournalOption = None,
+    json: options.JsonOption = False,
 ) -> None:
     """End a customer's subscription; they are on the default plan from then on, or at cost."""
     from token_meter.bookkeeping.plan_book import PlanBook
@@ -177,7 +178,11 @@ def unsubscribe(
     moment = read_moment(at, zone=UTC, now=datetime.now(UTC))
     with rated(find(ledger, journal)) as opened:
         ended = PlanBook(opened).unsubscribe(customer, at=moment, mode=read_mode(mode))
-    write(f"{customer} was on {ended.plan}@{ended.version} until {ended.stop:%Y-%m-%d %H:%M} UTC\n")
+    if json:
+        write_json({"id": ended.id, "customer": customer, "plan": f"{ended.plan}@{ended.version}",
+                    "stop": ended.stop and ended.stop.isoformat()})  # fmt: skip
+    else:
+        write(f"{customer} was on {ended.plan}@{ended.version} until {ended.stop:%Y-%m-%d %H:%M} UTC\n")
 
 
 @app.command("default", epilog=EPILOG)
@@ -186,6 +191,7 @@ def default(
     since: SinceOption = None,
     ledger: options.LedgerOption = None,
     journal: options.JournalOption = None,
+    json: options.JsonOption = False,
 ) -> None:
     """Choose the plan of customers who have none of their own; without PLAN they are charged at cost."""
     from token_meter.bookkeeping.plan_book import PlanBook
@@ -193,13 +199,21 @@ def default(
     moment = read_moment(since, zone=UTC, now=datetime.now(UTC))
     with rated(find(ledger, journal), make=True) as opened:
         PlanBook(opened).set_default(plan, effective_from=moment)
-    write(f"customers without a plan of their own are {'on ' + plan if plan else 'charged at cost'}\n")
+    if json:
+        write_json({"default_plan": plan})
+    else:
+        write(f"customers without a plan of their own are {'on ' + plan if plan else 'charged at cost'}\n")
 
 
 @app.command("example", epilog=EPILOG)
-def example() -> None:
+def example(json: options.JsonOption = False) -> None:
     """Print a file with a rate card and a plan, to start from."""
-    write(EXAMPLE)
+    if not json:
+        write(EXAMPLE)
+        return
+    from token_meter.documents import read_document
+
+    write_json(read_document(EXAMPLE, name="example").content)
 
 
 def _catalogue(ledger: Any) -> Catalogue:

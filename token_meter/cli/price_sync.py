@@ -59,7 +59,7 @@ IdsArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="The pri
 
 def sync_prices(
     source: Annotated[
-        str, typer.Argument(metavar="[SOURCE]", help="installed (the genai-prices package), or a feed's file or URL.")
+        str, typer.Argument(metavar="SOURCE", help="installed (the genai-prices package), or a feed's file or URL.")
     ] = INSTALLED,
     ledger: options.LedgerOption = None,
     confirm: Annotated[
@@ -214,8 +214,11 @@ def _report(done: Synced, shape: Shape, *, dry_run: bool) -> None:
     note(f"{done.source} {done.version}: {done.agreed:,} prices are as they were")
     if done.rated:
         note(f"{counted(done.rated, 'event')} rated again")
-    if done.waiting:
-        note(f"{counted(len(done.waiting), 'price')} wait for you: see `token-meter prices held`")
+    held = sum(1 for each in done.waiting if each.change.verdict == "held")
+    if held:
+        note(f"{counted(held, 'price')} held: see `token-meter prices held`")
+    if len(done.waiting) > held:
+        note(f"{counted(len(done.waiting) - held, 'price')} refused: --confirm takes them after all")
 
 
 def _compared(place: Place, second: SecondSource, now: datetime, adjudicate: Sequence[str]) -> Comparison:

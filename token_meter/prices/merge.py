@@ -11,25 +11,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from decimal import Decimal
-from typing import Final
 
-from token_meter.errors import InvalidPrices
 from token_meter.prices.book import PriceBook
 from token_meter.prices.change import STATUS, Change, Kind, evidence, is_first_seen, reason_of
+from token_meter.prices.feed_check import check_feed, family_of
 from token_meter.prices.genai import Feed, ModelPrices
 from token_meter.prices.likely import Likely, Verdict
+from token_meter.prices.model import BILLED_AS
 from token_meter.prices.price import Price
 from token_meter.prices.stated import PriceKey, SecondSource, billed, in_force, is_direct, key_of
-
-MODELS_MIN: Final = 20
-"""A provider with so many models tells whether a feed is complete."""
-
-MISSING_MAX: Final = Decimal("0.02")
-"""Of those a feed may lack this part."""
-
-NAMED_MAX: Final = 5
-"""So many missing models are named in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +51,7 @@ def merge(book: PriceBook, feed: Feed, *, now: datetime, second: SecondSource | 
     base = book.with_overrides(None)  # what the operator says themselves outranks both
     # The feed lists some models twice (a region's among them); the last one counts, as in the shipped book.
     models = {(model.provider, model.model): model for model in feed.models}
-    family = _checked(base, models, now)
+    family = check_feed(base, models, now=now)
     counts: Counter[str] = Counter()
     changes: list[Change] = []
     for place in sorted(models):
@@ -72,7 +62,10 @@ def merge(book: PriceBook, feed: Feed, *, now: datetime, second: SecondSource | 
 
 @dataclass(slots=True)
 class _Comparison:
-    """One model of a feed held against the book's rows of it."""
+    """One model of a feed held against the book's rows of it.
+
+    `rows` are those proposed so far; `made` are the same as if all of them were taken.
+    """
 
     known: Sequence[Price]
     model: ModelPrices
@@ -81,13 +74,12 @@ class _Comparison:
     second: SecondSource | None
     counts: Counter[str]
     made: list[Price] = field(default_factory=list)
+    rows: list[Price] = field(default_factory=list)
 
     def changes(self) -> Iterator[Change]:
         yield from self._new_keys()
         for moment in sorted({self.now, *self._later()}):
-            theirs = in_force(self.model.prices, moment)
-            ours = in_force([*self.known, *self.made], moment)
-            yield from self._at(moment, theirs, ours)
+            yield from self._at(moment, in_force(self.model.prices, moment))
 
     def _second(self) -> SecondSource | None:
         """The second source, where it can be believed."""
@@ -96,43 +88,70 @@ class _Comparison:
     def _later(self) -> Iterator[datetime]:
         """When something changes by either of the two. A change that the feed no longer announces is one, too."""
         for price in (*self.model.prices, *(each for each in self.known if self._is_theirs(each))):
-            if price.effective_from is not None and price.effective_from > self.now:
-                yield price.effective_from
+            for edge in (price.effective_from, price.effective_to):
+                if edge is not None and edge > self.now:
+                    yield edge
 
     def _new_keys(self) -> Iterator[Change]:
         """What the book has never stated, nor billed by another row, is taken with the dates that the feed gives."""
-        there = {key_of(price) for price in self.known if price.amount is not None}
+        there = {key_of(price) for price in self.known if price.amount is not None and price.status == "active"}
+        ends = ((key_of(price), price.effective_to) for price in self.model.prices)
+        alive = {key for key, end in ends if end is None or end > self.now}
         ours = in_force(self.known, self.now)
         stated = in_force(self.model.prices, self.now)
         for price in self.model.prices:
             key = key_of(price)
-            if key in there or billed(ours, key) is not None:
+            if key in there or billed(ours, key) is not None or (self.known and key not in alive):
                 continue
             likely = Likely(stated, key, self._second()).of_new(price)
             later = price.effective_from is not None and price.effective_from > self.now
             yield self._proposed("scheduled" if later else "added", price, None, price, likely, first_seen=False)
 
-    def _at(
-        self, moment: datetime, theirs: Mapping[PriceKey, Price], ours: Mapping[PriceKey, Price]
+    def _at(self, moment: datetime, theirs: Mapping[PriceKey, Price]) -> Iterator[Change]:
+        """What differs at a moment; what ended may have stood in for what is stated, so that is looked at once more."""
+        before = in_force([*self.known, *self.rows], moment)
+        stated = {key: price for key, price in theirs.items() if not self._is_behind(price, billed(before, key))}
+        differing = list(self._stated(moment, stated, theirs, before))
+        yield from differing
+        for key, price in in_force([*self.known, *self.made], moment).items():
+            if key not in theirs and price.amount is not None and self._is_theirs(price):
+                yield from self._unstated(moment, price, theirs, billed(before, key))
+        again = list(self._stated(moment, stated, theirs, before))
+        yield from again
+        if moment == self.now:
+            self.counts["lagging"] += len(theirs) - len(stated)
+            self.counts["agreed"] += len(stated) - len(differing) - len(again)
+
+    def _stated(
+        self,
+        moment: datetime,
+        stated: Mapping[PriceKey, Price],
+        theirs: Mapping[PriceKey, Price],
+        before: Mapping[PriceKey, Price],
     ) -> Iterator[Change]:
-        for key, price in theirs.items():
-            if self._is_behind(key, price, billed(ours, key)):
-                self.counts["lagging"] += moment == self.now
-                continue
-            yield from self._difference(moment, key, price, price, theirs, ours)
-        for key, price in ours.items():
-            if key in theirs or price.amount is None or not self._is_theirs(price):
-                continue
-            instead = billed(theirs, key)
-            if instead is not None and (key.above is not None or key.daily is not None):
-                # A step for long contexts ends with a row without an amount. A daily window takes the amount beside it,
-                # because a window without one would hide the price that holds all day.
-                amount = instead.amount if key.daily is not None else None
-                start = self._ended_at(key, instead, moment)
-                ended = replace(price, amount=amount, effective_from=start, source=instead.source)
-                yield from self._difference(moment, key, ended, instead, theirs, ours)
-            elif moment == self.now:
+        """First what stands in for other prices, which then are compared with it."""
+        for key in sorted(stated, key=_standing_in_first):
+            assumed = billed(in_force([*self.known, *self.made], moment), key)
+            if assumed is None or assumed.rate != stated[key].rate:
+                yield self._difference(moment, stated[key], stated[key], theirs, billed(before, key))
+
+    def _unstated(
+        self, moment: datetime, price: Price, theirs: Mapping[PriceKey, Price], old: Price | None
+    ) -> Iterator[Change]:
+        """What the book says and the feed does not: a step or a window has ended, anything else is only told."""
+        key = key_of(price)
+        instead = billed(theirs, key)
+        if instead is None or (key.above is None and key.daily is None):
+            if moment == self.now:
                 yield _withdrawn(price, "the feed no longer states it")
+            return
+        # A step for long contexts ends with a row without an amount. A daily window takes the amount beside it, because
+        # a window without one would hide the price that holds all day.
+        amount = instead.amount if key.daily is not None else None
+        if amount != price.amount:
+            start = self._ended_at(key, instead, moment)
+            ended = replace(price, amount=amount, effective_from=start, source=instead.source)
+            yield self._difference(moment, ended, instead, theirs, old)
 
     def _ended_at(self, key: PriceKey, instead: Price, moment: datetime) -> datetime | None:
         """When the feed says that a price ended: as its own last date, or with a change of the price that stands in."""
@@ -144,30 +163,21 @@ class _Comparison:
         return instead.effective_from if instead.effective_from in changed else None
 
     def _difference(
-        self,
-        moment: datetime,
-        key: PriceKey,
-        price: Price,
-        new: Price,
-        theirs: Mapping[PriceKey, Price],
-        ours: Mapping[PriceKey, Price],
-    ) -> Iterator[Change]:
-        old = billed(ours, key)
-        if old is not None and old.rate == new.rate and price.amount is not None:
-            self.counts["agreed"] += moment == self.now
-            return
+        self, moment: datetime, price: Price, new: Price, theirs: Mapping[PriceKey, Price], old: Price | None
+    ) -> Change:
         start, first_seen = self._start(moment, price, old)
         row = replace(price, effective_from=start, effective_to=None, recorded_at=self.now)
         kind: Kind = "scheduled" if moment > self.now else "added" if old is None else "changed"
-        likely = Likely(theirs, key, self._second() if moment == self.now else None)
+        likely = Likely(theirs, key_of(price), self._second() if moment == self.now else None)
         verdict = likely.of_change(new, old, scheduled=moment > self.now)
-        yield self._proposed(kind, row, old, new, verdict, first_seen=first_seen)
+        return self._proposed(kind, row, old, new, verdict, first_seen=first_seen)
 
     def _start(self, moment: datetime, price: Price, old: Price | None) -> tuple[datetime, bool]:
-        """The feed's own date, unless that would put the row behind one that holds already."""
-        if moment > self.now:
-            return moment, False
+        """The feed's own date, unless that would put the row behind one that holds already; and whether it is ours."""
         stated = price.effective_from
+        if moment > self.now:
+            # The book announces a change that the feed does not: it is taken back on the day.
+            return moment, stated != moment
         before = old.effective_from if old is not None else None
         if stated is not None and (before is None or stated >= before):
             return stated, False
@@ -196,6 +206,7 @@ class _Comparison:
             recorded_at=self.now,
             evidence=evidence(first_seen, f"{verdict}: {why}" if why else ""),
         )
+        self.rows.append(row)
         return Change(
             kind=kind, price=row, old=old, new=new, verdict=verdict, why=why, first_seen=first_seen,
             standing=before is not None,
@@ -206,21 +217,28 @@ class _Comparison:
         same = [
             each
             for each in self.known
-            if each.status != "active"
-            and key_of(each) == key_of(price)
-            and each.amount == price.amount
-            and (each.effective_from == price.effective_from or (first_seen and is_first_seen(each)))
+            if each.status != "active" and key_of(each) == key_of(price) and each.amount == price.amount
         ]
-        return same[-1] if same else None
+        exact = [each for each in same if each.effective_from == price.effective_from]
+        ours = [each for each in same if first_seen and is_first_seen(each)]
+        return next(reversed(exact or ours), None)
 
-    def _is_behind(self, key: PriceKey, price: Price, current: Price | None) -> bool:
+    def _is_behind(self, price: Price, current: Price | None) -> bool:
         """Whether the feed still has what the book knew and has replaced from a better source."""
         if current is None or self._is_theirs(current):
             return False
-        return any(each.amount == price.amount and self._is_theirs(each) for each in self.known if key_of(each) == key)
+        return any(
+            each.amount == price.amount and self._is_theirs(each)
+            for each in self.known
+            if key_of(each) == key_of(price)
+        )
 
     def _is_theirs(self, price: Price) -> bool:
-        return _family(price) == self.family
+        return family_of(price) == self.family
+
+
+def _standing_in_first(key: PriceKey) -> tuple[bool, bool, bool, int]:
+    return (key.daily is not None, bool(key.context), key.token_type in BILLED_AS, key.above or 0)
 
 
 def _known(base: PriceBook, place: tuple[str, str]) -> Sequence[Price]:
@@ -238,59 +256,9 @@ def _missing(
         if (model.provider, model.id) in models:
             continue
         for price in in_force(model.prices, now).values():
-            if price.amount is not None and _family(price) == family:
+            if price.amount is not None and family_of(price) == family:
                 yield _withdrawn(price, "the feed no longer has the model")
 
 
 def _withdrawn(price: Price, why: str) -> Change:
     return Change(kind="withdrawn", price=price, old=price, new=None, verdict=None, why=why)
-
-
-def _checked(base: PriceBook, models: Mapping[tuple[str, str], ModelPrices], now: datetime) -> str:
-    """The family of the feed's rows. Raises InvalidPrices for a feed that cannot be used."""
-    prices = [price for model in models.values() for price in model.prices]
-    if not prices:
-        raise InvalidPrices("this feed states no prices")
-    for price in prices:
-        if price.amount is None or price.amount < 0:
-            what = f"{price.token_type} of {price.provider}/{price.model}"
-            raise InvalidPrices(f"this feed says {price.amount} for {what}: that is no price")
-    family = _family(prices[0])
-    known: dict[str, set[str]] = {}
-    newest: datetime | None = None
-    for model in base.models():
-        theirs = [price for price in model.prices if _family(price) == family]
-        if theirs:
-            known.setdefault(model.provider, set()).add(model.id)
-        newest = _newest([price for price in theirs if not is_first_seen(price)], now, newest)
-    _check_models(known, models)
-    _check_age(_newest(prices, now, None), newest)
-    return family
-
-
-def _check_models(known: Mapping[str, set[str]], models: Mapping[tuple[str, str], ModelPrices]) -> None:
-    for provider, names in known.items():
-        missing = sorted(name for name in names if (provider, name) not in models)
-        if len(names) >= MODELS_MIN and len(missing) > MISSING_MAX * len(names):
-            named = ", ".join(missing[:NAMED_MAX]) + (", ..." if len(missing) > NAMED_MAX else "")
-            raise InvalidPrices(
-                f"this feed lacks {len(missing)} of the {len(names)} models of {provider} that the book has ({named}): "
-                "it is older than the book, or only a part of a feed. Prices of your own go into the overrides file"
-            )
-
-
-def _check_age(theirs: datetime | None, ours: datetime | None) -> None:
-    """A feed whose last change is before the book's is older. Changes still to come may have been cancelled."""
-    if ours is not None and (theirs is None or theirs < ours):
-        said = "states no date" if theirs is None else f"ends with a change of {theirs:%Y-%m-%d}"
-        raise InvalidPrices(f"this feed {said}, the book has one of {ours:%Y-%m-%d}: the feed is older than the book")
-
-
-def _newest(prices: Sequence[Price], now: datetime, so_far: datetime | None) -> datetime | None:
-    starts = [price.effective_from for price in prices if price.effective_from is not None]
-    past = [start for start in starts if start <= now] + ([so_far] if so_far is not None else [])
-    return max(past, default=None)
-
-
-def _family(price: Price) -> str:
-    return price.source.partition(" ")[0]
