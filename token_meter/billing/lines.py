@@ -223,7 +223,8 @@ def _title(each: Metered, meter: str, meters: Mapping[str, MeterDefinition]) -> 
 
 def _math(each: Metered) -> dict[str, Any]:
     """Every factor of the rate, so that it can be worked out by hand."""
-    said, cost = each.said, each.rating.document.get("cost") or {}
+    said = each.said
+    cost = said.get("pinned") or each.rating.document.get("cost") or {}
     told: dict[str, Any] = {"rating": each.rating.number, "kind": said.get("kind")}
     if said.get("kind") == "cost_plus":
         told |= {name: cost[name] for name in ("list", "per", "price", "factors", "context", "above") if name in cost}

@@ -38,6 +38,7 @@ class EventRater:
         self.catalogue = catalogue
         self._terms: dict[tuple[str, str | None], tuple[Terms, datetime, datetime]] = {}
         self._shared: dict[tuple[object, ...], Terms] = {}
+        self._pinned: dict[int, PriceBook] = {}
         self._answers: dict[tuple[object, ...], tuple[object, object, Mapping[str, Rating]]] = {}
 
     def rate(self, event: MeterEvent) -> Mapping[str, Rating]:
@@ -70,7 +71,10 @@ class EventRater:
             terms, start, stop = self.catalogue.terms(event.mode, event.customer, event.time)
             # Customers on the same terms share them: what is remembered for one serves all.
             label = (terms.plan.label if terms.plan else None, *(card.label for card in terms.cards))
-            terms = self._shared.setdefault(label, terms._replace(subscription=None))
+            if all(card.content.apply_to != "new" for card in terms.cards):
+                terms = terms._replace(subscription=None)
+            since = terms.subscription.start if terms.subscription is not None else None
+            terms = self._shared.setdefault((*label, since), terms)
             if len(self._terms) >= REMEMBERED_MAX:
                 self._terms.clear()
             kept = self._terms[who] = (terms, start, stop)
@@ -91,6 +95,23 @@ class EventRater:
         else:
             answer[EVENTS] = _rating(_NOTHING, self._charge(event, terms, counted, shared, _NOTHING), None)
         return answer
+
+    def _pinned_cost(self, event: MeterEvent, terms: Terms, card: Version[RateCard], token_type: str) -> Share:
+        """The cost that a card multiplies which does not follow every change of prices.
+
+        `hold`: by the prices that were known when the card's version began; `new`: when the customer subscribed.
+        """
+        since = card.effective_from
+        if card.content.apply_to == "new" and terms.subscription is not None:
+            since = terms.subscription.start
+        known = sum(1 for row in self.book.rows if row.recorded_at is None or row.recorded_at <= since)
+        if known not in self._pinned:
+            self._pinned[known] = self.book.known_at(since)
+        tariff = self._pinned[known].tariff(
+            provider=event.provider, model=event.model, at=event.time, context=event.price_context,
+            model_requested=event.model_requested,
+        )  # fmt: skip
+        return self._cost(event, tariff, token_type)
 
     def _cost(self, event: MeterEvent, tariff: Tariff, token_type: str) -> Share:
         if event.meter != LLM_TOKENS and event.model is None:
@@ -116,6 +137,11 @@ class EventRater:
                 return Share(Decimal(0), {**said, "kind": "waived", "why": "estimated usage is not billed"}, False)
             if not summed:
                 return Share(None, {**said, "kind": "by_the_period"}, pending=False)
+            token_type = dimensions.get("token_type")
+            if card.content.apply_to != "all" and token_type is not None and card.content.rates[place].cost_plus:
+                pinned = self._pinned_cost(event, terms, card, token_type)
+                said = {**said, "pinned": {"apply_to": card.content.apply_to, **(pinned.said or {})}}
+                return charged(card, place, dimensions, pinned, said, self.book, event.time)
             return charged(card, place, dimensions, cost, said, self.book, event.time)
         return None
 

@@ -19,8 +19,7 @@ from token_meter.billing.credit import Pack
 from token_meter.billing.fields import document
 from token_meter.billing.meters import MeterDefinition, meters_of
 from token_meter.billing.plans import Plan, PlansFile, Subscription, overlapping
-from token_meter.bookkeeping.settings import SETTING as SETTING
-from token_meter.bookkeeping.settings import write_setting
+from token_meter.bookkeeping.settings import SETTING, write_setting
 from token_meter.errors import InvalidPlan
 from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.ledger.tables import catalogue, state, subscriptions

@@ -15,10 +15,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select
 
-from token_meter.bookkeeping.plan_book import SETTING, touch
+from token_meter.bookkeeping.notice_rows import write_notice
+from token_meter.bookkeeping.plan_book import touch
 from token_meter.bookkeeping.price_impact import Effect, effects
 from token_meter.bookkeeping.price_rows import decide, read_rows, write_rows
 from token_meter.bookkeeping.rater import LedgerRater, rate_pending
+from token_meter.bookkeeping.settings import SETTING
 from token_meter.errors import InvalidPrices
 from token_meter.ledger.ledger import Ledger
 from token_meter.ledger.rows import EPOCH, MICROSECOND
@@ -117,7 +119,7 @@ class PriceDesk:
                 found = replace(found, effects=tuple(map(_confirmed, found.effects)))
             rows = [each.change.price for each in found.effects if each.change.verdict and not each.change.standing]
             try:
-                self._record(rows, fetched, before)
+                self._record(rows, fetched, before, found.effects)
             except _Moved:
                 continue
             return replace(found, rated=self._rate(_since(found), f"prices from {found.source} {found.version}"))
@@ -127,7 +129,7 @@ class PriceDesk:
         with self._ledger.reading() as (_, connection):
             return int(connection.execute(select(state.c.catalogue)).scalar_one())
 
-    def _record(self, rows: Sequence[Price], fetched: Fetched, before: int) -> None:
+    def _record(self, rows: Sequence[Price], fetched: Fetched, before: int, found: Sequence[Effect]) -> None:
         """Record the rows, unless prices changed since they were compared: then they must be compared again."""
         book = self.book.shipped_version
         with self._ledger.writing() as (_, connection):
@@ -136,6 +138,10 @@ class PriceDesk:
             if connection.execute(select(state.c.catalogue)).scalar_one() != before + 1:
                 raise _Moved
             write_rows(connection, rows, recorded=self._micros())
+            for each in found:
+                if each.change.verdict and not each.change.standing:
+                    kind = "price.added" if each.change.kind == "added" else "price.changed"
+                    write_notice(connection, kind, f"{kind}|{each.change.price.id}", each.to_json())
             said = {"etag": fetched.etag, "version": fetched.version, "book": book}
             self._keep(connection, ETAG + fetched.source, said)
 

@@ -108,21 +108,27 @@ def _check_ratings(connection: Connection, known: Mapping[int, Read], number: st
 def _check_rate(read: Read, where: str) -> None:
     cost, charge = read.document.get("cost"), read.document.get("charge")
     if cost and "missing" not in cost and read.cost is not None:
-        rate = EXACT.divide(decimal_of(cost["list"], "list price"), Decimal(cost["per"]))
-        for _, multiplier, _ in cost.get("factors", ()):
-            rate = EXACT.multiply(rate, decimal_of(multiplier, "factor"))
+        rate = _list_rate(cost)
         if rate != read.cost:
             raise NotVerified(f"{where}: {cost['list']} per {cost['per']} with its factors is {rate}, not {read.cost}")
     if not charge or "missing" in charge or read.charge is None or charge.get("kind") == "waived":
         return
     if charge["kind"] == "cost_plus":
-        assert read.cost is not None
-        expected = EXACT.multiply(read.cost, decimal_of(charge["multiplier"], "multiplier"))
+        basis = _list_rate(charge["pinned"]) if "pinned" in charge else read.cost
+        assert basis is not None
+        expected = EXACT.multiply(basis, decimal_of(charge["multiplier"], "multiplier"))
         expected = EXACT.divide(expected, decimal_of(charge["exchange"], "rate")) if "exchange" in charge else expected
     else:
         expected = EXACT.divide(decimal_of(charge["price"], "price"), Decimal(charge["per"]))
     if expected != read.charge:
         raise NotVerified(f"{where}: its charge is {read.charge}, and its factors make {expected}")
+
+
+def _list_rate(cost: Mapping[str, Any]) -> Decimal:
+    rate = EXACT.divide(decimal_of(cost["list"], "list price"), Decimal(cost["per"]))
+    for _, multiplier, _ in cost.get("factors", ()):
+        rate = EXACT.multiply(rate, decimal_of(multiplier, "factor"))
+    return rate
 
 
 # The arithmetic
