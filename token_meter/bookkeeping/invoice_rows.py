@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -188,6 +188,14 @@ def segment_json(segment: Segment) -> dict[str, Any]:
             for each in sorted(segment.usage, key=Metered.order)
         ],
     }
+
+
+def ratings_seal(segments: Iterable[Segment]) -> str:
+    """A digest of every rating by which these segments are charged, with all its factors."""
+    used = {each.rating.number: each.rating for segment in segments for each in segment.usage}
+    ordered = [used[number] for number in sorted(used)]
+    told = [[each.number, str(each.cost), str(each.charge), each.document] for each in ordered]
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def segment_of(document: Mapping[str, Any], ratings: Mapping[int, Read]) -> Segment:

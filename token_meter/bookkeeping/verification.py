@@ -26,6 +26,7 @@ from token_meter.bookkeeping.invoice_rows import (
     invoiced_lines,
     kept_of,
     micros,
+    ratings_seal,
     read_invoice,
     segment_of,
 )
@@ -56,6 +57,8 @@ def verify(ledger: Ledger, number: str, *, mode: str = "live") -> Kept:
         if kept.kind == "invoice":
             known = _ratings(connection, kept)
             _check_ratings(connection, known, number)
+            if ratings_seal(segment_of(each, known) for each in _segments(kept.inputs)) != kept.inputs["ratings"]:
+                raise NotVerified(f"{number}: its ratings are not those that it was drawn up with")
             _check_arithmetic(connection, kept, known, text)
             for document in _segments(kept.inputs):
                 _check_usage(connection, kept, document, mode)
