@@ -32,16 +32,17 @@ LAYERS: tuple[tuple[str, str], ...] = (
               "memory named native openmeter opentelemetry recording records repeats stripe stripe_corrections stripe_counted stripe_keys "
               "stripe_lanes stripe_models stripe_refusals stripe_reports stripe_session stripe_summaries stripe_tokens "
               "stripe_wire webhook"),
-    ("ledger", ". corrections costs first_sight lateness ledger migrate opening periods postgresql query rater "
-                     "ratings record rollups rows sqlite store tables text usage values"),
+    ("ledger", ". corrections costs first_sight lateness ledger migrate opening periods postgresql query rater ratings "
+               "record rollups rows sqlite store tables text usage values"),
     ("ledger.migrations", ". env versions versions.v0001_first versions.v0002_customers versions.v0003_rating"),
     ("accounts", ". book csv_columns csv_export csv_import customer directory"),
-    ("prices", ". book change context drift feed_check feeds genai likely merge model names overrides price "
-                     "shipped stated"),
+    ("prices", ". book change context drift feed_check feeds genai likely merge model names overrides price shipped "
+               "stated"),
     # 3: what is charged. `billing` is pure, `bookkeeping` keeps it in a ledger.
     ("billing", ". cards catalogue credit fields invoice lines meters plans rating render"),
-    ("bookkeeping", ". accrual credit_book credit_rows drawing invoice_book invoice_rows lazy notice_rows page "
-                     "plan_book plan_files price_desk price_impact price_rows rater segments settings verification"),
+    ("bookkeeping", ". accrual credit_book credit_rows drawing event_corrections invoice_book invoice_rows lazy "
+                    "notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments settings "
+                    "verification"),
     # 4: what users hold in their hands.
     ("", "charging customer health lines meter reconcile recorder"),
     ("partners", ". base callback client cloudflare events fields files importing intake known litellm names openrouter pulling "
@@ -57,9 +58,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
                          "values webhook"),
     ("testing.backends.stripe", ". account book documents errors fake idempotency limits moments params reports rules"),
     ("cli", ". __main__ app catch_up checks costs credits customer_book customer_edits customer_files customers deliver "
-            "doctor dry_run event_rows events exits facts filters follow invoice metrics mode moments notices options "
-            "output partners place plans price_sync price_view prices progress quarantine rated reconcile search setup "
-            "sidecar sink_names tables terminal text usage version waiting"),
+            "doctor dry_run event_corrections event_rows events exits facts filters follow invoice metrics mode moments "
+            "notices options output partners place plans price_sync price_view prices progress quarantine rated "
+            "reconcile search setup sidecar sink_names tables terminal text usage version waiting"),
     ("cli.demo", ". acme crew customers folder globex initech reconciliation report screen story worker"),
 )  # fmt: skip
 LAYER_OF_ROW = (1, 2, 2, 2, 2, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5)

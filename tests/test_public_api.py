@@ -20,6 +20,7 @@ import token_meter.testing
 from tests.doc_tables import every_command
 from token_meter import Customer, CustomerScope, Meter, MeterEvent, Tally, TokenMeterError, Usage
 from token_meter.accounts import CustomerBook, CustomerChanges, Edited, check_csv, export_csv, import_csv
+from token_meter.charging import Charging
 from token_meter.event import STATUSES
 from token_meter.health import Health
 from token_meter.ledger import Ledger, UsageRow
@@ -129,7 +130,7 @@ def test_meter() -> None:
                 "self",
                 "*sinks: Sink | str | os.PathLike[str]",
                 "journal: str | os.PathLike[str] | None = None",
-                "prices: object = None",
+                "prices: Prices = None",
                 "dimensions: Sequence[str] = ()",
                 "on_error: Callable[[str, BaseException], object] | None = None",
                 "-> None",
@@ -404,6 +405,7 @@ def test_sinks() -> None:
                 "*",
                 "dimensions: Sequence[str] = ()",
                 "name: str = ledger",
+                "rater: Rater | None = None",
                 "-> None",
             ],
             "Measure": [
@@ -507,6 +509,12 @@ def test_errors() -> None:
             "  NewerSchema",
             "  InvalidEvent (ValueError)",
             "  InvalidCustomer (ValueError)",
+            "  InvalidDocument (ValueError)",
+            "    InvalidPrices",
+            "    InvalidPlan",
+            "  InvalidInvoice (ValueError)",
+            "  InvalidCredit (ValueError)",
+            "  NotVerified",
             "  InvalidReport (ValueError)",
             "  MissingExtra (ImportError)",
             "  SinkError",
@@ -519,8 +527,24 @@ def test_errors() -> None:
 def test_ledger() -> None:
     assert signatures(Ledger) == snapshot(
         {
-            "__init__": ["self", "url: str | os.PathLike[str]", "*", "dimensions: Sequence[str] = ()", "-> None"],
+            "__init__": [
+                "self",
+                "url: str | os.PathLike[str]",
+                "*",
+                "dimensions: Sequence[str] = ()",
+                "rater: Rater | None = None",
+                "-> None",
+            ],
             "record": ["self", "events: Sequence[MeterEvent]", "-> Recorded"],
+            "rate_again": [
+                "self",
+                "*",
+                "pending_only: bool = False",
+                "reason: str",
+                "progress: Callable[[int], object] | None = None",
+                "**filters: Unpack[EventFilters]",
+                "-> int",
+            ],
             "rebuild_rollups": ["self", "-> None"],
             "event": ["self", "id: str", "-> MeterEvent | None"],
             "iter_events": [
@@ -557,10 +581,20 @@ def test_ledger() -> None:
                 "**filters: Unpack[EventFilters]",
                 "-> list[UsageRow]",
             ],
+            "costs": [
+                "self",
+                "*",
+                "by: str | Sequence[str] = (model,)",
+                "bucket: Bucket | None = None",
+                "**filters: Unpack[EventFilters]",
+                "-> list[CostRow]",
+            ],
+            "pending": ["self", "-> int"],
             "summary": ["self", "-> LedgerSummary"],
             "conflicts": ["self", "limit: int = 100", "-> list[Conflict]"],
             "reading": ["self", "-> Iterator[tuple[Store, Connection]]"],
             "writing": ["self", "-> Iterator[tuple[Store, Connection]]"],
+            "closing": ["self", "-> Iterator[tuple[Store, Connection]]"],
             "close": ["self", "-> None"],
         }
     )
@@ -725,9 +759,72 @@ def test_testing() -> None:
     )
 
 
+def test_charging() -> None:
+    assert signatures(Charging) == snapshot(
+        {
+            "ledger": ["property"],
+            "record_event": ["self", "event: MeterEvent", "-> None"],
+            "costs": [
+                "self",
+                "customer: str | object | None = Ellipsis",
+                "*",
+                "by: Sequence[str] | str = (model,)",
+                "since: Moment = None",
+                "until: Moment = None",
+                "bucket: Literal[hour, day, month] | None = None",
+                "time_zone: str = UTC",
+                "**filters: Any",
+                "-> list[CostRow]",
+            ],
+            "plans": ["property"],
+            "invoices": ["property"],
+            "credits": ["property"],
+            "credit": [
+                "self",
+                "customer: str",
+                "amount: Decimal | str | int",
+                "*",
+                "kind: Literal[paid, promotional] = promotional",
+                "currency: str = USD",
+                "priority: int = 50",
+                "expires: datetime | None = None",
+                "id: str | None = None",
+                "-> CreditGrant",
+            ],
+            "load_plans": [
+                "self",
+                "file: str | os.PathLike[str] | Mapping[str, Any]",
+                "*",
+                "effective_from: datetime | None = None",
+                "-> list[str]",
+            ],
+            "subscribe": [
+                "self",
+                "customer: str",
+                "plan: str",
+                "*",
+                "start: datetime | None = None",
+                "stop: datetime | None = None",
+                "-> Subscription",
+            ],
+            "invoice": ["self", "customer: str", "period: Period | str | None = None", "-> Invoice"],
+            "void": ["self", "event_id: str", "*", "reason: str", "-> list[str]"],
+            "reassign": ["self", "event_id: str", "customer: str", "*", "reason: str", "-> list[str]"],
+        }
+    )
+
+
 def test_command_line() -> None:
     assert sorted(every_command()) == snapshot(
         [
+            "credits buy",
+            "credits expire",
+            "credits grant",
+            "credits journal",
+            "credits list",
+            "credits recharge",
+            "credits refund",
+            "credits void",
             "customers export",
             "customers import",
             "customers list",
@@ -747,10 +844,41 @@ def test_command_line() -> None:
             "demo",
             "doctor",
             "events export",
+            "events reassign",
             "events show",
             "events tail",
+            "events void",
             "import",
+            "invoice accrual",
+            "invoice credit-note",
+            "invoice export",
+            "invoice finalise",
+            "invoice list",
+            "invoice pay",
+            "invoice run",
+            "invoice seller",
+            "invoice show",
+            "invoice verify",
+            "invoice void",
+            "notices list",
+            "plans apply",
+            "plans default",
+            "plans example",
+            "plans list",
+            "plans show",
+            "plans subscribe",
+            "plans unsubscribe",
+            "prices accept",
+            "prices check",
+            "prices diff",
+            "prices held",
+            "prices history",
+            "prices list",
+            "prices reject",
+            "prices show",
+            "prices sync",
             "reconcile sink",
+            "setup",
             "usage",
             "version",
         ]

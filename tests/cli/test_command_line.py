@@ -28,11 +28,17 @@ COMMANDS = dict(_commands(typer.main.get_command(app)))
 
 def test_the_commands_are_those_that_are_documented() -> None:
     assert {" ".join(path) for path in COMMANDS} == {
-        "demo", "usage", "import", "doctor", "version", "events tail", "events export", "events show", "customers list",
-        "customers show", "customers set", "customers import", "customers export", "customers pause",
-        "customers resume",
-        "deliver status", "deliver run", "deliver forget", "deliver quarantine list", "deliver quarantine release",
-        "deliver quarantine discard", "deliver quarantine drop", "deliver check", "deliver retry", "reconcile sink",
+        "demo", "setup", "usage", "doctor", "version", "import", "events tail", "events export", "events show",
+        "events void", "events reassign", "customers list", "customers show", "customers set", "customers import",
+        "customers export", "customers pause", "customers resume", "prices list", "prices show", "prices history",
+        "prices diff", "prices sync", "prices check", "prices held", "prices accept", "prices reject",
+        "plans list", "plans show", "plans apply", "plans subscribe", "plans unsubscribe", "plans default",
+        "plans example", "credits grant", "credits buy", "credits list", "credits refund", "credits void",
+        "credits expire", "credits journal", "credits recharge", "invoice show", "invoice run", "invoice finalise",
+        "invoice list", "invoice void", "invoice pay", "invoice credit-note", "invoice verify", "invoice export",
+        "invoice accrual", "invoice seller", "notices list", "deliver status", "deliver run", "deliver check",
+        "deliver retry", "deliver forget", "deliver quarantine list", "deliver quarantine release",
+        "deliver quarantine discard", "deliver quarantine drop", "reconcile sink",
     }  # fmt: skip
 
 
