@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("", "answers aside attempts awaiting backlog backoff batch cursors decisions deliver delivery estimates folder journal keeper locks problems quarantine recovery "
          "registry released reporter retention segment_file segments standing writer"),
     ("sinks", ". amberflo backend base callback connections file_formats file_index files http json_text jsonl lago ledger lock mapping "
-              "memory named native openmeter opentelemetry recording records repeats stripe stripe_corrections stripe_counted stripe_keys "
+              "memory named native openmeter opentelemetry priced recording records repeats stripe stripe_corrections stripe_counted stripe_keys "
               "stripe_lanes stripe_models stripe_refusals stripe_reports stripe_session stripe_summaries stripe_tokens "
               "stripe_wire webhook"),
     ("ledger", ". corrections costs first_sight lateness ledger migrate opening periods postgresql query rater ratings "
@@ -40,9 +40,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
                "stated"),
     # 3: what is charged. `billing` is pure, `bookkeeping` keeps it in a ledger.
     ("billing", ". cards catalogue credit fields invoice lines meters plans rating render"),
-    ("bookkeeping", ". accrual credit_book credit_rows drawing event_corrections invoice_book invoice_rows lazy "
-                    "notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments settings "
-                    "verification"),
+    ("bookkeeping", ". accrual credit_book credit_rows drawing event_corrections event_prices invoice_book invoice_rows "
+                    "lazy notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments "
+                    "settings verification"),
     # 4: what users hold in their hands.
     ("", "charging customer health lines meter reconcile recorder"),
     ("partners", ". base callback client cloudflare events fields files importing intake known litellm names openrouter pulling "

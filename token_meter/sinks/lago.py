@@ -18,6 +18,7 @@ from token_meter.event import MeterEvent
 from token_meter.sinks.backend import BackendSink
 from token_meter.sinks.http import Answer, Http, Secret, secret_of
 from token_meter.sinks.mapping import ANY_METER, Mapped, Properties, Rule, measured, own_dimensions
+from token_meter.sinks.priced import Price, priced, without_amount
 from token_meter.sinks.recording import Customers, Mode
 from token_meter.sinks.records import Call, Record, Refused, Verdict, milliseconds
 
@@ -80,6 +81,10 @@ class LagoSink(BackendSink):
 
     Lago bills subscriptions: a customer needs the external id of theirs (`external_ids["lago"]`). Lago takes usage of a
     subscription or metric that it does not know and never bills it, so there is no fallback; `check` looks at metrics.
+
+    `price` turns price mode on, for metrics with a dynamic charge: it says what is charged for token types of an event
+    (`token_meter.bookkeeping.event_prices.EventPrices(ledger).charge`), and Lago bills that, exact. An event without a
+    price yet is refused, never billed at zero.
     """
 
     vendor: ClassVar[str] = "lago"
@@ -100,6 +105,7 @@ class LagoSink(BackendSink):
         unattributed: str | None = None,
         mode: Mode = "live",
         where: Callable[[MeterEvent], bool] | None = None,
+        price: Price | None = None,
         name: str = "lago",
     ) -> None:
         if VALUE in (*dimensions, *(properties or {})):
@@ -111,6 +117,8 @@ class LagoSink(BackendSink):
         if not callable(mapping):
             self.rules = tuple(mapping)
             mapping = measured(self.rules, {**PROPERTIES, **own_dimensions(dimensions), **(properties or {})})
+        if price is not None:
+            mapping = priced(mapping, price)
         super().__init__(
             name=name,
             http=Http(url_of(base_url), what="Lago", authorise=self._headers),
@@ -243,13 +251,17 @@ def url_of(base_url: str | None) -> str:
 
 
 def _event(record: Record) -> dict[str, Any]:
-    return {
+    properties, cents = without_amount(record.measure, taken_back=record.reverses is not None)
+    event: dict[str, Any] = {
         "transaction_id": record.identifier,
         "external_subscription_id": record.customer,
         "code": record.measure.meter,
         "timestamp": milliseconds(record.time) / 1000,
-        "properties": {**record.measure.properties, VALUE: str(record.value)},
+        "properties": {**properties, VALUE: str(record.value)},
     }
+    if cents is not None:
+        event["precise_total_amount_cents"] = cents
+    return event
 
 
 def _reasons(details: object, count: int) -> dict[int, object]:
