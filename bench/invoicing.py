@@ -113,18 +113,19 @@ def made(start: int, number: int, customers: int) -> Iterator[MeterEvent]:
         yield MeterEvent(
             id=f"event-{place:09d}",
             time=MONTH.start + timedelta(seconds=chosen.randrange(31 * 86_400)),
-            usage=Usage(
-                input=chosen.randrange(1, 5000),
-                cache_read=chosen.randrange(1, 5000),
-                output=chosen.randrange(1, 900),
-                reasoning=chosen.randrange(1, 500),
-            ),  # fmt: skip
+            usage=some_usage(chosen),
             customer=f"customer-{chosen.randrange(customers)}",
             provider=provider,
             publisher=provider,
             model=model,
             operation="chat",
         )
+
+
+def some_usage(chosen: random.Random) -> Usage:
+    """Four token types."""
+    put, cached, out, thought = (chosen.randrange(1, most) for most in (5000, 5000, 900, 500))
+    return Usage(input=put, cache_read=cached, output=out, reasoning=thought)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def read_document(text: str | bytes, *, name: str) -> Document:
         raise InvalidDocument(f"{name} is larger than {BYTES_MAX:,} bytes")
     try:
         shown = text.decode("utf-8") if isinstance(text, bytes) else text
+        _refuse_anchors(shown)
         node = yaml.compose(shown, Loader=_loader())
         if node is None:
             return Document(name, None, {})
@@ -134,6 +135,14 @@ def _models(kind: Any, seen: set[Any]) -> set[type[BaseModel]]:
     return found
 
 
+def _refuse_anchors(text: str) -> None:
+    import yaml
+
+    for event in yaml.parse(text, Loader=_loader()):
+        if getattr(event, "anchor", None) is not None:
+            raise yaml.MarkedYAMLError(problem="anchors are not allowed", problem_mark=event.start_mark)
+
+
 def _loader() -> Any:
     import yaml
 
@@ -145,8 +154,6 @@ def _read(node: Any, place: Place, lines: dict[Place, int]) -> Any:
 
     if place in lines:
         raise yaml.MarkedYAMLError(problem=f"{place[-1]!r} stands here twice", problem_mark=node.start_mark)
-    if node.anchor is not None if hasattr(node, "anchor") else False:
-        raise yaml.MarkedYAMLError(problem="anchors are not allowed", problem_mark=node.start_mark)
     lines[place] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         content: dict[str, Any] = {}

@@ -110,8 +110,13 @@ class Tariff:
         name, context = f"{self.model.provider}/{self.model.id}", self.situation.context
         if context and context not in self.model.contexts(self.start):
             shown = ", ".join(f"{key}={value}" for key, value in context)
-            return f"no price of {name} for {shown} at {self.start:%Y-%m-%d}"
-        return f"no price of {name} for {token_type} at {self.start:%Y-%m-%d}"
+            return f"no price of {name} for {shown}{self._when()}"
+        return f"no price of {name} for {token_type}{self._when()}"
+
+    def _when(self) -> str:
+        """The span in which that is so, as far as it is bounded."""
+        since = f" from {self.start:%Y-%m-%d}" if self.start.year > 1 else ""
+        return since + (f" until {self.stop:%Y-%m-%d}" if self.stop.year < 9999 else "")
 
 
 class PriceBook:
