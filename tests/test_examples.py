@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 EXAMPLES = {
     "async_app": ["acme: 2 calls", "globex: 2 calls", "initech: 2 calls", "  initech  anthropic"],
+    "chatbot_plan": ["model a input   1,000  x 0.00001 = 0.01   0.01", "API calls          10  x 0.01 = 0.1       0.10", "0.17 USD"],
     "decorator": ["acme     summary", "umbrella orders", "globex   stream", "initech  stream", "14 pieces"],
     "django_app": ["/stream for globex: 200", "  acme   /ask    1 call", "  globex /stream 1 call"],
     "fastapi_app": ["  acme   /ask      1 call", "  acme   /stream   1 call", "  globex /ask-sync 1 call"],

@@ -43,6 +43,10 @@ def test_lago_is_told_what_is_charged_and_what_has_no_price_is_refused(prices):
             sink.send([call(1, usage=Usage(input=1_000_000)), call(2, model="gpt-9", usage=Usage(input=5))])
         sink.close()
 
-        listed = requests.get(f"{lago.url}/api/v1/events", headers={"Authorization": f"Bearer {KEY}"}, timeout=10).json()
-    told = [(each["code"], each["properties"]["value"], each["precise_total_amount_cents"]) for each in listed["events"]]
+        listed = requests.get(
+            f"{lago.url}/api/v1/events", headers={"Authorization": f"Bearer {KEY}"}, timeout=10
+        ).json()
+    told = [
+        (each["code"], each["properties"]["value"], each["precise_total_amount_cents"]) for each in listed["events"]
+    ]
     assert told == [("llm_input_tokens", "1000000", "162.5")]

@@ -128,7 +128,10 @@ def test_a_context_has_its_own_price(context, amount):
     ("more", "said"),
     [
         ({"context": {"service_tier": "ultra"}}, "no price of openai/gpt-5.6-sol for service_tier=ultra"),
-        ({"context": {"service_tier": "flex"}, "at": "2026-10-01"}, "for service_tier=flex from 2026-08-21 until 2026-10-12"),
+        (
+            {"context": {"service_tier": "flex"}, "at": "2026-10-01"},
+            "for service_tier=flex from 2026-08-21 until 2026-10-12",
+        ),
         ({"context": {"geo": "mars"}}, "for geo=mars"),
         ({"provider": "azure", "context": {"batch": True}}, "stands for standard requests to azure only"),
         ({"model": "gpt-5.6-soll"}, "unknown model 'gpt-5.6-soll' of openai (did you mean gpt-5.6-sol?"),
@@ -147,7 +150,10 @@ def test_one_type_without_a_price_leaves_the_others_priced():
     found = cost({"input": 100_000, "output_audio": 5})
 
     assert found.amount is None
-    assert [(line.token_type, line.amount) for line in found.lines] == [("input", Decimal("0.4")), ("output_audio", None)]
+    assert [(line.token_type, line.amount) for line in found.lines] == [
+        ("input", Decimal("0.4")),
+        ("output_audio", None),
+    ]
 
 
 def test_reasoning_is_billed_as_output_and_pictures_as_input():
