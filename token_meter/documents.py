@@ -140,7 +140,8 @@ def _refuse_anchors(text: str) -> None:
 
     for event in yaml.parse(text, Loader=_loader()):
         if getattr(event, "anchor", None) is not None:
-            raise yaml.MarkedYAMLError(problem="anchors are not allowed", problem_mark=event.start_mark)
+            mark = event.start_mark
+            raise yaml.YAMLError(f"line {mark.line + 1 if mark else '?'}: anchors are not allowed")
 
 
 def _loader() -> Any:

@@ -127,6 +127,35 @@ def test_every_way_to_charge(desk, rate, quantity, lines):
     assert [(title, counted_, exact) for _, title, counted_, exact, _ in told(draft(desk))] == lines
 
 
+def test_the_largest_value_and_the_number_of_distinct_ones(desk):
+    meters = [{"name": "seats", "aggregation": "max"}, {"name": "users", "aggregation": "unique", "of": "user"}]
+    rates = [
+        {"meter": "seats", "per_unit": "10"},
+        {"meter": "users", "graduated": [{"up_to": 1, "price": "0"}, {"price": "3"}]},
+    ]
+    desk.plans.keep(PlansFile.model_validate({"meters": meters, "plans": [{"name": "standard", "rates": rates}]}))
+    desk.plans.set_default("standard", effective_from=NOVEMBER.start)
+    desk.ledger.record(
+        [counted(number, value, meter="seats") for number, value in enumerate([3, 9, 5])]
+        + [counted(10 + number, 1, meter="users", dimensions={"user": name}) for number, name in enumerate("abcab")]
+    )
+    desk.ledger.record([replace(counted(1, 9, meter="seats"), id="void", corrects="evt_1")])
+    desk.at = AFTER_NOVEMBER
+
+    invoice = desk.invoices.finalise("acme", NOVEMBER)
+
+    assert [(title, quantity, exact) for _, title, quantity, exact, _ in told(invoice)] == [
+        ("seats", 5, "5E+1"), ("users (up to 1)", 1, "0"), ("users (beyond)", 2, "6"),
+    ]  # fmt: skip
+    verify(desk.ledger, invoice.number)
+    desk.ledger.record([counted(30, 50, meter="seats")])
+    verify(desk.ledger, invoice.number)
+    desk.at = AFTER_DECEMBER
+    assert told(desk.invoices.finalise("acme", DECEMBER)) == [
+        ("correction", "Correction of INV-000001: seats", 45, "4.5E+2", "450.00")
+    ]
+
+
 def test_fees_inclusions_discounts_and_minimums(desk):
     desk.sell(
         rates=[{"cost_plus": {"multiplier": "2"}, "minimum": "4"}],

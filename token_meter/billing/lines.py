@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -129,6 +129,8 @@ class Segment:
     span: Period
     whole: Period
     usage: Sequence[Metered]
+    aggregates: Mapping[str, int] = field(default_factory=dict)
+    """What meters come to that no sum tells (`max`, `unique`)."""
 
 
 def lines_of(segment: Segment, meters: Mapping[str, MeterDefinition]) -> tuple[list[Line], list[Held]]:
@@ -188,7 +190,7 @@ def _of_rate(
     if mine[0].rating.charge is not None:
         lines = [_usage_line(each, segment, label, meters) for each in mine]
         return [*lines, *_included_quantities(lines, segment)]
-    quantity = sum(each.quantity for each in mine)
+    quantity = segment.aggregates.get(rate.meter, sum(each.quantity for each in mine))
     free = _free(rate.meter, {}, segment, quantity)
     return _by_the_period(max(0, quantity - free), rate, segment, label, place, meters, free=free)
 
@@ -267,6 +269,10 @@ def _steps(quantity: int, rate: Rate) -> Iterable[tuple[str, str, int, Decimal, 
         if packages:
             exact = EXACT.multiply(rate.package.price, Decimal(packages))
             yield "package", f" ({packages:,} x {rate.package.size:,})", quantity, rate.package.price, exact
+    elif rate.per_unit is not None:
+        if quantity:
+            unit = EXACT.divide(rate.per_unit, Decimal(rate.per))
+            yield "unit", "", quantity, rate.per_unit, EXACT.multiply(unit, Decimal(quantity))
     elif rate.volume is not None:
         if quantity:
             tier = next(each for each in rate.volume if each.up_to is None or quantity <= each.up_to)

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, select
 
 from token_meter.billing.catalogue import Catalogue
 from token_meter.billing.invoice import Correction, Invoice, corrections_to, draw_up
-from token_meter.billing.lines import Line, lines_of
+from token_meter.billing.lines import Line, Segment, lines_of
 from token_meter.billing.plans import Period
 from token_meter.bookkeeping.credit_rows import bought_in, settle
 from token_meter.bookkeeping.invoice_rows import (
@@ -295,7 +295,7 @@ class _Desk:
         """An invoice and what it was drawn up from."""
         buyer = self._page.buyer(customer)
         check_currency(buyer, billing, customer)
-        segments = segments_of(self.catalogue, billing, partial(self._page.metered, customer))
+        segments = self._segments(billing, customer)
         corrections = self._corrections(customer)
         credit = self._credit(customer, billing)
         bought = bought_in(self._page.grants(customer), billing.period, billing.currency)
@@ -327,6 +327,10 @@ class _Desk:
             "credit": plain(credit),
         }
         return invoice, inputs
+
+    def _segments(self, billing: Billing, customer: str) -> list[Segment]:
+        page = self._page
+        return segments_of(self.catalogue, billing, partial(page.metered, customer), partial(page.aggregates, customer))
 
     def _credit(self, customer: str, billing: Billing) -> Decimal:
         """What may be used of a customer's credit: what usage has drawn and no invoice tells yet, and what is left."""
@@ -367,7 +371,7 @@ class _Desk:
         billing = self.billing_of(customer, kept.invoice.period)
         if billing is None:
             return None
-        segments = segments_of(self.catalogue, billing, partial(self._page.metered, customer))
+        segments = self._segments(billing, customer)
         now = [line for segment in segments for line in lines_of(segment, self.catalogue.meters)[0]]
         correction = corrections_to(invoiced_lines(final, kept), now, number=str(kept.invoice.number))
         return None if correction is None else replace(correction, segments=tuple(segments))

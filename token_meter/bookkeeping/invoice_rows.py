@@ -187,6 +187,7 @@ def segment_json(segment: Segment) -> dict[str, Any]:
             [each.meter, each.provider, each.model, each.name, each.quantity, each.rating.number]
             for each in sorted(segment.usage, key=Metered.order)
         ],
+        "aggregates": dict(sorted(segment.aggregates.items())),
     }
 
 
@@ -210,6 +211,7 @@ def segment_of(document: Mapping[str, Any], ratings: Mapping[int, Read]) -> Segm
             Metered(meter, provider, model, name, quantity, ratings[number])
             for meter, provider, model, name, quantity, number in document["usage"]
         ],
+        aggregates=document["aggregates"],
     )
 
 

@@ -12,7 +12,9 @@ from sqlalchemy import Connection, select
 
 from token_meter.billing.credit import REVENUE, CreditGrant
 from token_meter.billing.lines import Metered
+from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plans import Period
+from token_meter.bookkeeping.aggregates import read_aggregates
 from token_meter.bookkeeping.credit_rows import grant_of, micros
 from token_meter.bookkeeping.invoice_rows import Buyer, Kept, buyer_of_row, kept_of_row
 from token_meter.ledger.costs import read_costs
@@ -63,6 +65,12 @@ class Page:
                 for part in row.parts
             ]
         return found
+
+    def aggregates(self, customer: str, span: Period, meters: Sequence[MeterDefinition]) -> dict[str, int]:
+        """What these meters come to in a span that no sum tells."""
+        if not meters:
+            return {}
+        return read_aggregates(self.connection, meters, mode=self.mode, customer=customer, span=span)
 
     def kept(self, customer: str) -> list[Kept]:
         """A customer's invoices and credit notes, oldest first."""

@@ -9,7 +9,9 @@ from datetime import datetime
 from token_meter.billing.cards import RateCard
 from token_meter.billing.catalogue import AT_COST, LATEST, Catalogue, Terms
 from token_meter.billing.lines import Metered, Segment
+from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plans import Period, Plan, Subscription, period_of, periods_between
+from token_meter.bookkeeping.aggregates import is_aggregated
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,12 @@ def _differs(one: Terms, other: Terms) -> bool:
 
 
 def segments_of(
-    catalogue: Catalogue, billing: Billing, metered: Callable[[Period], Sequence[Metered]]
+    catalogue: Catalogue,
+    billing: Billing,
+    metered: Callable[[Period], Sequence[Metered]],
+    aggregates: Callable[[Period, Sequence[MeterDefinition]], Mapping[str, int]],
 ) -> list[Segment]:
-    """The parts of a billing period with what was used in them; `metered` tells that for a span."""
+    """The parts of a billing period with what was used in them; `metered` and `aggregates` tell that for a span."""
     return [
         Segment(
             plan=part.terms.plan.content if part.terms.plan is not None else None,
@@ -116,9 +121,18 @@ def segments_of(
             span=part.span,
             whole=part.whole,
             usage=usage,
+            aggregates=aggregates(part.span, _aggregated(catalogue, usage)),
         )
         for part in billing.parts
         for usage in [metered(part.span)]
+    ]
+
+
+def _aggregated(catalogue: Catalogue, usage: Sequence[Metered]) -> list[MeterDefinition]:
+    """The meters among this usage that are charged by something else than a sum or a count."""
+    names = sorted({each.meter for each in usage})
+    return [
+        catalogue.meters[name] for name in names if name in catalogue.meters and is_aggregated(catalogue.meters[name])
     ]
 
 

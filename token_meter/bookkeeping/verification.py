@@ -20,6 +20,7 @@ from token_meter.billing.invoice import Bought, Correction, corrections_to, draw
 from token_meter.billing.lines import lines_of
 from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plans import Period
+from token_meter.bookkeeping.aggregates import aggregate
 from token_meter.bookkeeping.invoice_rows import (
     Kept,
     digest_of,
@@ -206,7 +207,8 @@ def _difference(kept: Any, again: Any, place: str = "") -> str:
 
 def _check_usage(connection: Connection, kept: Kept, segment: Mapping[str, Any], mode: str) -> None:
     span = Period(*map(datetime.fromisoformat, segment["span"]))
-    counted = _counted(connection, kept, span, mode)
+    counted, rows = _counted(connection, kept, span, mode)
+    _check_aggregates(kept, segment, rows)
     invoiced: Quantities = {}
     for meter, provider, model, name, quantity, rating in segment["usage"]:
         key = (meter, provider, model, name, rating)
@@ -220,8 +222,18 @@ def _check_usage(connection: Connection, kept: Kept, segment: Mapping[str, Any],
         raise NotVerified(f"{kept.invoice.number}: its usage is not that of the events in {span}: {shown}")
 
 
-def _counted(connection: Connection, kept: Kept, span: Period, mode: str) -> Quantities:
-    """The quantities of the span as they were when the invoice was made final, from the events one by one."""
+def _check_aggregates(kept: Kept, segment: Mapping[str, Any], rows: Sequence[Row[Any]]) -> None:
+    for name, quantity in segment["aggregates"].items():
+        meter = MeterDefinition.model_validate(kept.inputs["meters"][name])
+        counted = aggregate(meter, [row for row in rows if from_stored(row.meter) == name])
+        if counted != quantity:
+            what = f"{name} is {quantity:,} on it, and {counted:,} ({meter.aggregation}) in the events"
+            raise NotVerified(f"{kept.invoice.number}: {what}")
+
+
+def _counted(connection: Connection, kept: Kept, span: Period, mode: str) -> tuple[Quantities, list[Row[Any]]]:
+    """The quantities of the span as they were when the invoice was made final, from the events one by one; and those
+    of the events that nobody had taken back."""
     seen, rerated = int(kept.inputs["late_seen"]), int(kept.inputs["reratings_seen"])
     customer = to_stored(kept.invoice.customer)
     mine = (events.c.customer == customer) & (events.c.mode == mode)
@@ -245,7 +257,9 @@ def _counted(connection: Connection, kept: Kept, span: Period, mode: str) -> Qua
                 rating.get(name, 0),
             )
             counted[key] = counted.get(key, 0) + sign * quantity
-    return {key: quantity for key, quantity in counted.items() if quantity}
+    voided = {there.id for row, there in taken if row.id not in later}
+    counting = [row for row in originals if row.id not in voided and (row.id not in later or row.id in was)]
+    return {key: quantity for key, quantity in counted.items() if quantity}, counting
 
 
 def _corrections(connection: Connection, ids: Iterable[str]) -> Iterator[Row[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 FREE_BYTES_MIN: Final = 100 << 20
 JOURNAL_BYTES_MAX: Final = 4 << 30
 KINDS_SHOWN_MAX: Final = 3
+BOOK_DAYS_MAX: Final = 7
+"""Prices older than this are worth a look."""
 
 
 class Level(Enum):
@@ -128,6 +131,22 @@ def _quality(facts: Facts) -> Iterator[Check]:
     )  # fmt: skip
     yield _anomalies(ledger)
     yield _pending(ledger, again)
+    yield _book(ledger)
+
+
+def _book(ledger: LedgerFacts) -> Check:
+    """How old the prices are that events are rated by."""
+    made = ledger.prices_of
+    if made is None:
+        return _fine("price book", "the one of this package")
+    days = (datetime.now(UTC) - made).days
+    told = f"prices of {made:%Y-%m-%d}"
+    if days <= BOOK_DAYS_MAX:
+        return _fine("price book", told)
+    return Check(
+        Level.NOTICE, "price book", f"{told}, {days} days old",
+        "Upgrade this package, or: pip install -U genai-prices; token-meter prices sync",
+    )  # fmt: skip
 
 
 def _pending(ledger: LedgerFacts, again: str) -> Check:

@@ -43,6 +43,8 @@ class LedgerFacts:
     conflicts: tuple[Conflict, ...]
     pending: int = 0
     """Events without a price, or not rated yet."""
+    prices_of: datetime | None = None
+    """When the prices were last compiled or synced."""
 
     @property
     def events(self) -> int:
@@ -121,6 +123,7 @@ def _ledger_facts(ledger: Ledger, since: datetime) -> LedgerFacts:
         anomalies_read=seen,
         conflicts=tuple(conflicts[:CONFLICTS_SHOWN_MAX]),
         pending=ledger.pending(),
+        prices_of=_prices_of(ledger),
     )
 
 
@@ -191,3 +194,13 @@ def _hook_trouble(sdk: Any) -> str | None:
     for patch in patches:
         patch.undo()
     return None
+
+
+def _prices_of(ledger: Ledger) -> datetime | None:
+    """When the prices by which this ledger's events are rated were made, or looked at last."""
+    from token_meter.bookkeeping.price_desk import PriceDesk
+    from token_meter.bookkeeping.rater import LedgerRater
+
+    desk = PriceDesk(ledger, LedgerRater())
+    checked = desk.checked()
+    return max(desk.book.made, checked) if checked is not None else desk.book.made
