@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,26 @@ def rated(place: Place, *, make: bool = False) -> Iterator[Ledger]:
         note(f"there was no ledger at {place.shown}: making one")
     ledger = Ledger(place.ledger, rater=LazyRater())
     try:
-        changed = rate_pending(ledger)
+        with _watching() as progress:
+            changed = rate_pending(ledger, progress)
         if changed:
             note(f"rated {counted(changed, 'event')} that had no price before")
         yield ledger
     finally:
         ledger.close()
+
+
+@contextmanager
+def _watching() -> Iterator[Callable[[int], object] | None]:
+    """A counter on a terminal: a ledger that was never rated may hold millions of events."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from token_meter.cli.terminal import console
+
+    columns = (SpinnerColumn(), TextColumn("rating events"), TextColumn("{task.completed:,}"), TimeElapsedColumn())
+    with Progress(*columns, console=console("error"), transient=True) as progress:
+        task = progress.add_task("rating", total=None)
+        yield lambda seen: progress.update(task, completed=seen)

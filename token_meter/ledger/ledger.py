@@ -54,6 +54,9 @@ from token_meter.ledger.values import (
     UsageRow,
 )
 
+RATE_ATTEMPTS_MAX: Final = 5
+"""So often a page of events is rated again when the database gives way to another writer."""
+
 PAGE_SIZE_MAX: Final = 10_000
 """So many events are read at once at most."""
 
@@ -154,13 +157,27 @@ class Ledger:
         search, seen, changed = _search(filters), 0, 0
         after: tuple[int, str] | None = None
         while True:
-            page = self._rate_page(search, after, pending_only, reason)
+            page = self._rate_page_at_last(search, after, pending_only, reason)
             seen, changed = seen + page.seen, changed + page.changed
             if progress is not None:
                 progress(seen)
             if page.after is None:
                 return changed
             after = page.after
+
+    def _rate_page_at_last(
+        self, search: Search, after: tuple[int, str] | None, pending_only: bool, reason: str
+    ) -> Rerated:
+        """Try again when the database gave way to somebody who records: that is its answer to a deadlock."""
+        for attempt in range(RATE_ATTEMPTS_MAX):
+            try:
+                return self._rate_page(search, after, pending_only, reason)
+            except LedgerError as problem:
+                deadlock = "deadlock" in str(problem) or "locked" in str(problem)
+                if not deadlock or attempt == RATE_ATTEMPTS_MAX - 1:
+                    raise
+                time.sleep(0.1 * (attempt + 1))
+        raise AssertionError("the last attempt returns or raises")
 
     def _rate_page(self, search: Search, after: tuple[int, str] | None, pending_only: bool, reason: str) -> Rerated:
         assert self.rater is not None
