@@ -396,6 +396,7 @@ def test_sinks() -> None:
                 "unattributed: str | None = None",
                 "mode: Mode = live",
                 "where: Callable[[MeterEvent], bool] | None = None",
+                "price: Price | None = None",
                 "name: str = lago",
                 "-> None",
             ],

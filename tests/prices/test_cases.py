@@ -77,3 +77,28 @@ def test_a_real_account_is_rated_to_the_last_digit(book):
 
     assert rated == {each["day"]: Decimal(each["rated_usd"]) for each in expected["days"] if Decimal(each["rated_usd"])}
     assert [day for day in rated if rated[day] == billed.get(day)] == ["2025-10-07", "2025-10-10", "2025-10-11"]
+
+
+PLAIN = [
+    ("openai", "gpt-5"), ("openai", "gpt-5-mini"), ("openai", "gpt-4o"), ("openai", "gpt-4o-mini"), ("openai", "o3"),
+    ("openai", "gpt-4.1"), ("anthropic", "claude-opus-5"), ("anthropic", "claude-sonnet-4-6"),
+    ("anthropic", "claude-haiku-4-5"), ("google", "gemini-2.5-flash"), ("google", "gemini-2.5-flash-lite"),
+    ("groq", "llama-3.3-70b-versatile"), ("mistral", "mistral-large-latest"), ("x-ai", "grok-4.3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("provider", "model"), PLAIN)
+def test_plain_calls_cost_what_genai_prices_says(book, provider, model):
+    """The data is theirs; a difference is a mistake of ours in reading it, or they have changed a price since."""
+    theirs = pytest.importorskip("genai_prices")
+    at = book.made
+    found = theirs.calc_price(
+        theirs.Usage(input_tokens=12_345, output_tokens=678),
+        model_ref=model,
+        provider_id=provider,
+        genai_request_timestamp=at,
+    )
+
+    ours = book.cost(provider=provider, model=model, usage={"input": 12_345, "output": 678}, at=at)
+
+    assert ours.amount == found.total_price

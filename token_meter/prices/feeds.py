@@ -168,7 +168,7 @@ def _download(url: str, etag: str | None) -> _Body | None:
     try:
         import requests
     except ImportError:
-        raise MissingExtra("prices from a URL need: pip install 'token-meter[partners]'") from None
+        raise MissingExtra("prices from a URL need: pip install 'token-meter[prices]'") from None
     deadline = time.monotonic() + TOTAL_SECONDS
     try:
         with requests.Session() as session:
