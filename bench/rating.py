@@ -2,8 +2,8 @@
 
     python -m bench.rating [--rounds 15]
 
-One call of Claude with four token types (input, cached input, cache write, output). Both are asked in turns; the figures
-are medians over the rounds. The last line is the whole rating of an event by a plan: cost and charge of each type.
+One call of Claude with four token types (input, cached input, cache write, output). Both are asked in turns; the
+figures are medians over the rounds. The last line is the whole rating of an event by a plan: cost and charge of each.
 """
 
 from __future__ import annotations
@@ -51,9 +51,8 @@ def main() -> None:
         print("genai-prices is not installed: pip install genai-prices, to compare")
     else:
         ratio = medians["genai-prices"] / medians["ours"]
-        print(
-            f"genai-prices calc_price         {medians['genai-prices']:7.2f} us   ratio {ratio:.1f}, target >= {RATIO_TARGET:g}"
-        )
+        compared = f"ratio {ratio:.1f}, target >= {RATIO_TARGET:g}"
+        print(f"genai-prices calc_price         {medians['genai-prices']:7.2f} us   {compared}")
     print(f"EventRater.rate, cost and charge{medians['event']:7.2f} us")
 
 
