@@ -24,6 +24,7 @@ from token_meter.billing.credit import (
     voiding,
 )
 from token_meter.bookkeeping.credit_rows import grant_of, insert_grant, micros, post, read_grants
+from token_meter.bookkeeping.customers import enter
 from token_meter.bookkeeping.notice_rows import RECHARGE
 from token_meter.bookkeeping.plan_book import read_packs, touch
 from token_meter.bookkeeping.settings import read_setting, write_setting
@@ -118,11 +119,12 @@ class CreditBook:
         )  # fmt: skip
 
     def _add(self, grant: CreditGrant, reason: str) -> CreditGrant:
-        with self._ledger.writing() as (_, connection):
+        with self._ledger.writing() as (store, connection):
             there = connection.execute(select(grants).where(grants.c.id == grant.id)).first()
             if there is not None:
                 return grant_of(there)
             insert_grant(connection, grant)
+            enter(store, connection, mode=grant.mode, customer=grant.customer, moment=micros(grant.created))
             post(connection, granting(grant), [grant], kind="grant", reason=reason)
             touch(connection)
         return grant

@@ -68,10 +68,10 @@ class EventPrices:
     def _renew(self) -> None:
         if time.monotonic() - self._looked < LOOKED_EVERY_SECONDS:
             return
-        with self._ledger.reading() as (store, connection):
+        with self._ledger.reading() as (_, connection):
             catalogue = connection.execute(select(state.c.catalogue)).scalar_one()
             if catalogue != self._catalogue:
-                self._rater.renew(store, connection)
+                self._rater.read(connection)
                 self._catalogue = catalogue
         self._looked = time.monotonic()
 

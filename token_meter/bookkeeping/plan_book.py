@@ -19,6 +19,7 @@ from token_meter.billing.credit import Pack
 from token_meter.billing.fields import document
 from token_meter.billing.meters import MeterDefinition, meters_of
 from token_meter.billing.plans import Plan, PlansFile, Subscription, overlapping
+from token_meter.bookkeeping.customers import enter
 from token_meter.bookkeeping.settings import SETTING, write_setting
 from token_meter.errors import InvalidPlan
 from token_meter.ledger.rows import EPOCH, MICROSECOND
@@ -137,7 +138,7 @@ class PlanBook:
         A subscription without an end that is there already ends where this one starts. Raises InvalidPlan for an
         unknown plan, and for a span that overlaps with another subscription.
         """
-        with self._ledger.writing() as (_, connection):
+        with self._ledger.writing() as (store, connection):
             known = read_catalogue(connection)
             moment = self._moment(start)
             name, version = _known_plan(known, plan)
@@ -146,6 +147,7 @@ class PlanBook:
                 stop=stop, mode=mode, created=self._moment(None),
             )  # fmt: skip
             self._insert_subscription(connection, known, made)
+            enter(store, connection, mode=mode, customer=customer, moment=_micros(self._moment(None)))
         self._rate(moment, f"subscribed to {name}@{version}", customer=customer)
         return made
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
 from token_meter.billing.rating import EventRater
 from token_meter.bookkeeping.drawing import Drawing
-from token_meter.bookkeeping.plan_book import read_catalogue
+from token_meter.bookkeeping.plan_book import read_catalogue, touch
 from token_meter.bookkeeping.price_rows import read_rows
+from token_meter.bookkeeping.settings import read_setting, write_setting
 from token_meter.event import MeterEvent
 from token_meter.ledger.rater import Rating
 from token_meter.ledger.rows import Measure
 from token_meter.ledger.store import Store
 from token_meter.prices.book import PriceBook
+from token_meter.prices.overrides import Overrides
 
 if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger
-    from token_meter.prices.overrides import Overrides
+
+OVERRIDES: Final = "price_overrides"
+"""The setting with the operator's own prices, as the ledger knows them."""
 
 Prices = str | os.PathLike[str] | Mapping[str, Any] | PriceBook | None
 
@@ -28,31 +33,57 @@ Prices = str | os.PathLike[str] | Mapping[str, Any] | PriceBook | None
 class LedgerRater:
     """Rates by the shipped price book, the rows the ledger has beside it, and the operator's overrides.
 
-    `prices` is a file of overrides, the same as a mapping, or a whole PriceBook. Raises InvalidPrices at once for
-    overrides that are wrong.
+    `prices` is a file of overrides, the same as a mapping, or a whole PriceBook. The ledger remembers overrides, so
+    that every process rates alike: one that is given none uses those that the ledger knows. Raises InvalidPrices at
+    once for overrides that are wrong.
     """
 
     def __init__(self, prices: Prices = None) -> None:
         self._given = prices
-        self._base: PriceBook | None = self._given if isinstance(self._given, PriceBook) else None
+        self._base: PriceBook | None = prices if isinstance(prices, PriceBook) else None
+        self._remembered: str | None = None
         self._events: EventRater | None = None
         self._drawing: Drawing | None = None
-        if self._given is not None:
-            self._book()
+        if prices is not None:
+            self._shipped()
 
-    def _book(self) -> PriceBook:
+    def _shipped(self) -> PriceBook:
         """The book is read when the first event comes, in the thread that delivers."""
         if self._base is None:
             self._base = PriceBook.load(self._given if not isinstance(self._given, PriceBook) else None)
         return self._base
 
-    def renew(self, store: Store, connection: Connection) -> None:
-        """Read prices and plans of this ledger."""
+    def _book(self, connection: Connection) -> PriceBook:
+        """The book of a ledger: its rows, and the overrides that were given or that it knows."""
+        book = self._shipped()
+        if self._given is None:
+            known = read_setting(connection, OVERRIDES)
+            if known is not None:
+                book = book.with_overrides(Overrides.read(known))
         rows = read_rows(connection)
-        book = self._book()
+        return book.with_rows([*book.rows, *rows]) if rows else book
+
+    def renew(self, store: Store, connection: Connection) -> None:
+        """Read prices and plans of this ledger, in a transaction that writes: overrides are remembered by it."""
+        self._remember(connection)
+        self.read(connection)
+
+    def read(self, connection: Connection) -> None:
+        """Read prices and plans of this ledger; nothing is written."""
         catalogue = read_catalogue(connection)
-        self._events = EventRater(book.with_rows([*book.rows, *rows]) if rows else book, catalogue)
+        self._events = EventRater(self._book(connection), catalogue)
         self._drawing = Drawing(catalogue, connection)
+
+    def _remember(self, connection: Connection) -> None:
+        """Overrides that were given here hold for every process: once, so that two that differ do not take turns."""
+        overrides = self._shipped().overrides if self._given is not None else None
+        if overrides is None or overrides.version == self._remembered:
+            return
+        self._remembered = overrides.version
+        document = overrides.document()
+        if read_setting(connection, OVERRIDES) != document:
+            write_setting(connection, OVERRIDES, document, moment=time.time_ns() // 1000)
+            touch(connection)
 
     def rate(self, event: MeterEvent) -> Mapping[str, Rating]:
         """The rating of each token type of an event."""
@@ -64,17 +95,10 @@ class LedgerRater:
         assert self._events is not None and self._drawing is not None, "`renew` comes first"
         self._drawing.follow(store, connection, measures)
 
-    @property
-    def overrides(self) -> Overrides | None:
-        """The operator's own prices."""
-        return self._book().overrides
-
     def book_of(self, ledger: Ledger) -> PriceBook:
         """The price book by which this ledger's events are rated."""
         with ledger.reading() as (_, connection):
-            rows = read_rows(connection)
-        book = self._book()
-        return book.with_rows([*book.rows, *rows]) if rows else book
+            return self._book(connection)
 
 
 def rate_pending(ledger: Ledger, progress: Any = None) -> int:

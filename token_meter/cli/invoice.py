@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from token_meter.cli import options
+from token_meter.cli.customer_book import customer_named
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
 from token_meter.cli.mode import ModeOption, read_mode
 from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_csv, write_json
@@ -307,6 +308,7 @@ def _found(ledger: Any, wanted: str, period: Period | None, mode: Any) -> list[I
     try:
         return [book.get(wanted, mode=mode).invoice]
     except InvalidInvoice:
+        customer_named(ledger, wanted, mode)  # or a hint what else may be meant
         found = book.draft(wanted, within=period, mode=mode)
     if not found:
         raise Failure(f"{wanted} has no billing period that ends within {period or 'this one'}")

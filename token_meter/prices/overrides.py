@@ -213,6 +213,10 @@ class Overrides:
         except InvalidDocument as problem:
             raise InvalidPrices(str(problem)) from None
 
+    def document(self) -> dict[str, Any]:
+        """The same as JSON, which `read` takes back."""
+        return self.file.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
     def prices(self, provider: str, model: str) -> Sequence[Price]:
         """The own prices of a model."""
         return self._prices.get(provider, {}).get(model, ())
