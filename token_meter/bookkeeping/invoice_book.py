@@ -24,23 +24,21 @@ from token_meter.billing.lines import Line, Segment, lines_of
 from token_meter.billing.plans import Period
 from token_meter.bookkeeping.credit_rows import bought_in, settle
 from token_meter.bookkeeping.invoice_rows import (
+    Documents,
     Kept,
+    Numbers,
     change_invoice,
     check_currency,
-    correction_json,
     everybody,
     invoiced_lines,
-    keep_invoice,
     kept_of,
     kept_of_row,
     late_seen,
     micros,
-    next_number,
     notes_on,
     number_of,
-    ratings_seal,
     read_invoice,
-    segment_json,
+    sealed,
     shown_buyer,
 )
 from token_meter.bookkeeping.page import Page
@@ -114,7 +112,9 @@ class InvoiceBook:
                 raise InvalidInvoice(
                     f"the period {period} has not ended: it can be final from {period.stop:%Y-%m-%d %H:%M} UTC on"
                 )
-            return desk.finalise(billing, customer, now)
+            final = desk.finalise(billing, customer, now)
+            desk.write()
+            return final
 
     def run(self, within: Period, *, mode: str = "live", progress: Progress | None = None) -> Ran:
         """Make every customer's invoices for the periods that end within a span final.
@@ -134,6 +134,7 @@ class InvoiceBook:
                 desk = _Desk(store, connection, mode, page)
                 for customer in page:
                     ran = desk.run(customer, within, now, ran)
+                desk.write()
             if progress is not None:
                 progress(min(start + PAGE, len(names)), len(names))
         return ran
@@ -200,14 +201,15 @@ class InvoiceBook:
             if not ZERO < taken <= left:
                 has = f"{left:f} {kept.invoice.currency} is left of it"
                 raise InvalidInvoice(f"{taken} cannot be taken back from {number}: {has}")
-            minus = EXACT.minus(taken)
+            minus, numbers = EXACT.minus(taken), Numbers(connection, mode)
             title = f"Credit note for {number}: {reason}"
             line = Line("correction", f"note|{number}", title, kept.invoice.period, minus, amount=minus)
             note = replace(
                 kept.invoice, lines=(line,), held=(), issued=now, due=None, notes=(reason,),
-                number=next_number(connection, mode, "CN"),
+                number=numbers.next("CN"),
             )  # fmt: skip
-            keep_invoice(connection, note, {"late_seen": 0}, kind="credit_note", concerns=number)
+            numbers.write()
+            connection.execute(invoices.insert(), sealed(note, {"late_seen": 0}, "credit_note", number)[1])
             return note
 
     def set_seller(self, details: Mapping[str, Any]) -> None:
@@ -228,6 +230,9 @@ class _Desk:
         self._page = Page(store, connection, mode, names)
         self.catalogue: Catalogue = read_catalogue(connection)
         self._seller: Mapping[str, Any] = read_setting(connection, SELLER) or {}
+        self._documents = Documents()
+        self._numbers = Numbers(connection, mode)
+        self._rows: list[dict[str, Any]] = []
         self._closed = 0
         self._usual: dict[Period, list[Billing]] = {}
         self._late_seen = late_seen(connection)
@@ -277,19 +282,28 @@ class _Desk:
     def _keep(self, invoice: Invoice, inputs: Mapping[str, Any], billing: Billing, now: datetime) -> Invoice:
         plan = billing.plan
         due = now + timedelta(days=plan.due_days if plan is not None else 30)
-        number = next_number(self._connection, self._mode, str(self._seller.get("prefix") or "INV"))
+        number = self._numbers.next(str(self._seller.get("prefix") or "INV"))
         final = replace(invoice, number=number, state="final", issued=now, due=due)
         used = EXACT.minus(total(line.exact for line in final.lines if line.kind == "credit"))
         missing = EXACT.subtract(used, self._drawn(final.customer, billing))
-        self._page.keep(keep_invoice(self._connection, final, inputs, kind="invoice"))
+        kept, row = sealed(final, inputs, kind="invoice")
+        self._page.keep(kept)
+        self._rows.append(row)
         settle(self._connection, self._mode, final.customer, billing.period.stop, final.currency, missing, number)
         if missing:
             self._page.forget_grants()
         until = micros(billing.period.stop)
-        if until > self._closed:
-            self._connection.execute(state.update().where(state.c.closed < until).values(closed=until))
-            self._closed = until
+        self._closed = max(self._closed, until)
         return final
+
+    def write(self) -> None:
+        """Write what was made final, at the end of the transaction."""
+        if not self._rows:
+            return
+        self._numbers.write()
+        self._connection.execute(invoices.insert(), self._rows)
+        self._rows = []
+        self._connection.execute(state.update().where(state.c.closed < self._closed).values(closed=self._closed))
 
     def _draw_up(self, billing: Billing, customer: str) -> tuple[Invoice, dict[str, Any]]:
         """An invoice and what it was drawn up from."""
@@ -315,14 +329,15 @@ class _Desk:
             seller=self._seller,
             buyer=shown_buyer(buyer, customer),
         )
+        corrected = [part for each in corrections for part in each.segments]
         inputs = {
             "late_seen": self._late_seen,
             "reratings_seen": self._rerated_seen,
             "tax_percent": None if buyer.tax_percent is None else str(buyer.tax_percent),
-            "segments": [segment_json(segment) for segment in segments],
-            "ratings": ratings_seal([*segments, *(part for each in corrections for part in each.segments)]),
+            "segments": [self._documents.segment(segment) for segment in segments],
+            "ratings": self._documents.seal_of_ratings([*segments, *corrected]),
             "meters": self._meters,
-            "corrections": [correction_json(each) for each in corrections],
+            "corrections": [self._documents.correction(each) for each in corrections],
             "bought": [[each.grant, each.title, plain(each.price)] for each in bought],
             "credit": plain(credit),
         }

@@ -132,36 +132,56 @@ def check_currency(buyer: Buyer, billing: Billing, customer: str) -> None:
         )
 
 
-def next_number(connection: Connection, mode: str, prefix: str) -> str:
-    """The next number of this prefix, without gaps: it is given out in the transaction that keeps the invoice."""
-    name = f"{mode}/{prefix}"
-    updated = counters.update().where(counters.c.name == name).values(value=counters.c.value + 1)
-    value = connection.execute(updated.returning(counters.c.value)).scalar()
-    if value is None:
-        value = 1
-        connection.execute(counters.insert(), {"name": name, "value": value})
-    test = "TEST-" if mode == "test" else ""
-    return f"{test}{prefix}-{value:06d}"
+class Numbers:
+    """Gives out numbers without gaps, inside a transaction that has the ledger for itself. `write` at its end."""
+
+    def __init__(self, connection: Connection, mode: str) -> None:
+        self._connection = connection
+        self._mode = mode
+        self._given: dict[str, int] = {}
+        self._known: dict[str, int | None] = {}
+
+    def next(self, prefix: str) -> str:
+        """The next number of this prefix."""
+        name = f"{self._mode}/{prefix}"
+        if name not in self._given:
+            query = select(counters.c.value).where(counters.c.name == name)
+            self._known[name] = self._connection.execute(query).scalar()
+            self._given[name] = self._known[name] or 0
+        self._given[name] += 1
+        test = "TEST-" if self._mode == "test" else ""
+        return f"{test}{prefix}-{self._given[name]:06d}"
+
+    def write(self) -> None:
+        """Write down how far the numbers have come."""
+        for name, value in self._given.items():
+            if self._known[name] is None:
+                self._connection.execute(counters.insert(), {"name": name, "value": value})
+            else:
+                self._connection.execute(counters.update().where(counters.c.name == name).values(value=value))
+            self._known[name] = value
 
 
-def keep_invoice(
-    connection: Connection, invoice: Invoice, inputs: Mapping[str, Any], kind: str, concerns: str | None = None
-) -> Kept:
-    """Write a final invoice with what it was drawn up from, under a seal."""
+def row_of(kept: Kept, text: str, inputs: str) -> dict[str, Any]:
+    """A kept invoice as a row."""
+    invoice = kept.invoice
+    return {
+        "mode": invoice.mode, "number": invoice.number, "kind": kept.kind, "customer": to_stored(invoice.customer),
+        "start": micros(invoice.period.start), "stop": micros(invoice.period.stop), "state": "final",
+        "currency": invoice.currency, "due_amount": f"{invoice.due_amount:f}", "issued": micros(kept.issued),
+        "concerns": kept.concerns, "document": text, "inputs": inputs, "digest": kept.digest,
+    }  # fmt: skip
+
+
+def sealed(
+    invoice: Invoice, inputs: Mapping[str, Any], kind: str, concerns: str | None = None
+) -> tuple[Kept, dict[str, Any]]:
+    """A final invoice with what it was drawn up from, under a seal; and its row."""
     text = invoice.text()
-    kept = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
+    told = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
     assert invoice.issued is not None
-    digest = digest_of(text, kept)
-    connection.execute(
-        invoices.insert(),
-        {
-            "mode": invoice.mode, "number": invoice.number, "kind": kind, "customer": to_stored(invoice.customer),
-            "start": micros(invoice.period.start), "stop": micros(invoice.period.stop), "state": "final",
-            "currency": invoice.currency, "due_amount": f"{invoice.due_amount:f}", "issued": micros(invoice.issued),
-            "concerns": concerns, "document": text, "inputs": kept, "digest": digest,
-        },
-    )  # fmt: skip
-    return Kept(invoice, kind, "final", invoice.issued, None, {}, concerns, inputs, digest)
+    kept = Kept(invoice, kind, "final", invoice.issued, None, {}, concerns, inputs, digest_of(text, told))
+    return kept, row_of(kept, text, told)
 
 
 def change_invoice(connection: Connection, number: str, mode: str, **values: Any) -> None:
@@ -174,33 +194,59 @@ def digest_of(document: str, inputs: str) -> bytes:
     return sha256(f"{document}\n{inputs}".encode()).digest()
 
 
-def segment_json(segment: Segment) -> dict[str, Any]:
-    """A segment as it is kept, so that its lines can be worked out again."""
-    plan, cards = segment.plan, sorted(segment.cards.items())
-    return {
-        "label": segment.label,
-        "plan": None if plan is None else plan.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-        "cards": {name: card.model_dump(mode="json", by_alias=True, exclude_defaults=True) for name, card in cards},
-        "span": [segment.span.start.isoformat(), segment.span.stop.isoformat()],
-        "whole": [segment.whole.start.isoformat(), segment.whole.stop.isoformat()],
-        "usage": [
-            [each.meter, each.provider, each.model, each.name, each.quantity, each.rating.number]
-            for each in sorted(segment.usage, key=Metered.order)
-        ],
-        "aggregates": dict(sorted(segment.aggregates.items())),
-    }
+class Documents:
+    """Plans, cards and ratings as they are kept with an invoice; what many invoices share is written out once."""
 
+    def __init__(self) -> None:
+        self._models: dict[int, tuple[Any, Any]] = {}
+        self._ratings: dict[int, str] = {}
 
-def ratings_seal(segments: Iterable[Segment]) -> str:
-    """A digest of every rating by which these segments are charged, with all its factors."""
-    used = {each.rating.number: each.rating for segment in segments for each in segment.usage}
-    ordered = [used[number] for number in sorted(used)]
-    told = [[each.number, str(each.cost), str(each.charge), each.document] for each in ordered]
-    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    def segment(self, segment: Segment) -> dict[str, Any]:
+        """A segment, so that its lines can be worked out again."""
+        return {
+            "label": segment.label,
+            "plan": None if segment.plan is None else self._model(segment.plan),
+            "cards": {name: self._model(card) for name, card in sorted(segment.cards.items())},
+            "span": [segment.span.start.isoformat(), segment.span.stop.isoformat()],
+            "whole": [segment.whole.start.isoformat(), segment.whole.stop.isoformat()],
+            "usage": [
+                [each.meter, each.provider, each.model, each.name, each.quantity, each.rating.number]
+                for each in sorted(segment.usage, key=Metered.order)
+            ],
+            "aggregates": dict(sorted(segment.aggregates.items())),
+        }
+
+    def correction(self, correction: Correction) -> dict[str, Any]:
+        """A correction."""
+        return {
+            "invoice": correction.invoice,
+            "lines": [line.to_json() for line in correction.lines],
+            "segments": [self.segment(segment) for segment in correction.segments],
+        }
+
+    def seal_of_ratings(self, segments: Iterable[Segment]) -> str:
+        """A digest of every rating by which these segments are charged, with all its factors."""
+        used = {each.rating.number: each.rating for segment in segments for each in segment.usage}
+        digest = sha256()
+        for number in sorted(used):
+            if number not in self._ratings:
+                rating = used[number]
+                told = [number, str(rating.cost), str(rating.charge), rating.document]
+                self._ratings[number] = json.dumps(told, sort_keys=True)
+            digest.update(self._ratings[number].encode())
+        return digest.hexdigest()
+
+    def _model(self, model: Any) -> Any:
+        known = self._models.get(id(model))
+        if known is None:
+            document = model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+            # Kept with the model, so that no other object takes its identity.
+            known = self._models[id(model)] = (model, document)
+        return known[1]
 
 
 def segment_of(document: Mapping[str, Any], ratings: Mapping[int, Read]) -> Segment:
-    """Read back what `segment_json` gave."""
+    """Read back what `Documents.segment` gave."""
     return Segment(
         plan=None if document["plan"] is None else Plan.model_validate(document["plan"]),
         label=document["label"],
@@ -213,15 +259,6 @@ def segment_of(document: Mapping[str, Any], ratings: Mapping[int, Read]) -> Segm
         ],
         aggregates=document["aggregates"],
     )
-
-
-def correction_json(correction: Correction) -> dict[str, Any]:
-    """A correction as it is kept."""
-    return {
-        "invoice": correction.invoice,
-        "lines": [line.to_json() for line in correction.lines],
-        "segments": [segment_json(segment) for segment in correction.segments],
-    }
 
 
 def micros(moment: datetime) -> int:

@@ -22,12 +22,12 @@ from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plans import Period
 from token_meter.bookkeeping.aggregates import aggregate
 from token_meter.bookkeeping.invoice_rows import (
+    Documents,
     Kept,
     digest_of,
     invoiced_lines,
     kept_of,
     micros,
-    ratings_seal,
     read_invoice,
     segment_of,
 )
@@ -58,7 +58,10 @@ def verify(ledger: Ledger, number: str, *, mode: str = "live") -> Kept:
         if kept.kind == "invoice":
             known = _ratings(connection, kept)
             _check_ratings(connection, known, number)
-            if ratings_seal(segment_of(each, known) for each in _segments(kept.inputs)) != kept.inputs["ratings"]:
+            if (
+                Documents().seal_of_ratings(segment_of(each, known) for each in _segments(kept.inputs))
+                != kept.inputs["ratings"]
+            ):
                 raise NotVerified(f"{number}: its ratings are not those that it was drawn up with")
             _check_arithmetic(connection, kept, known, text)
             for document in _segments(kept.inputs):
