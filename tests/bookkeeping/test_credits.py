@@ -15,7 +15,8 @@ from tests.bookkeeping.kit import START, call, told
 from token_meter.billing.plans import PlansFile
 from token_meter.bookkeeping.notice_rows import read_notices
 from token_meter.bookkeeping.verification import verify
-from token_meter.errors import InvalidCredit
+from token_meter.errors import InvalidCredit, Retry
+from token_meter.ledger.tables import conflicts
 from token_meter.usage import Usage
 
 ONE_DOLLAR = Usage(output=100_000)
@@ -138,6 +139,24 @@ def test_a_plan_grants_credit_with_each_period(desk):
         ("0.4", "0"),
         ("0.4", "0"),
     ]
+    assert desk.credits.check() == []
+
+
+def test_what_a_transaction_granted_in_vain_is_granted_by_the_next(small_desk):
+    desk = small_desk
+    desk.sell(rates=[{"cost_plus": {"multiplier": "1"}}], credits=[{"amount": "5"}])
+    desk.ledger.record([call(1, customer=None)])
+    with desk.ledger.writing() as (_, connection):
+        connection.exec_driver_sql(
+            f"CREATE TRIGGER full BEFORE INSERT ON {conflicts.name} BEGIN SELECT RAISE(ABORT, 'not here'); END"
+        )
+
+    # The conflict is written last: all that went before it in its transaction is undone.
+    with pytest.raises(Retry, match="not here"):
+        desk.ledger.record([call(2, usage=ONE_DOLLAR), call(1, customer=None, model="other")])
+    desk.ledger.record([call(2, usage=ONE_DOLLAR)])
+
+    assert left(desk) == {"Included with standard": "4"}
     assert desk.credits.check() == []
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from tests.bookkeeping.conftest import NOVEMBER
 from tests.bookkeeping.kit import START, call, told
+from token_meter.bookkeeping.notice_rows import read_notices
 from token_meter.bookkeeping.plan_book import touch
 from token_meter.bookkeeping.price_rows import write_rows
 from token_meter.bookkeeping.rater import LedgerRater, rate_pending
@@ -43,6 +44,25 @@ def test_what_was_recorded_without_a_rater_is_rated_later(url):
         assert (rate_pending(ledger), rate_pending(ledger), ledger.pending()) == (3, 0, 0)
         assert costs(ledger) == {"gpt-5": Decimal("3.75")}
         assert sum(row.events for row in ledger.usage()) == 3
+
+
+def test_a_missing_price_is_told_once_for_each_model(desk, caplog):
+    desk.ledger.record([call(1, model="gpt-5-min"), call(2, model="gpt-5-min", usage=Usage(input_audio=1))])
+    desk.ledger.record([call(3, model="gpt-5-min"), call(4, provider="nowhere", publisher=None), call(5)])
+    with Ledger(desk.ledger.url, rater=LedgerRater()) as other:
+        other.record([call(6, model="gpt-5-min")])
+
+    with desk.ledger.reading() as (_, connection):
+        found = [each for each in read_notices(connection) if each["kind"] == "price.unknown"]
+    assert [(each["document"]["provider"], each["document"]["model"]) for each in found] == [
+        ("openai", "gpt-5-min"),
+        ("nowhere", "gpt-5"),
+    ]
+    assert found[0]["document"]["customer"] == "acme"
+    assert "did you mean gpt-5-mini?" in found[0]["document"]["why"]
+    said = [each.getMessage() for each in caplog.records if "no price for openai" in each.getMessage()]
+    assert len(said) == 2, "once in each process"
+    assert "its usage is held" in said[0].lower()
 
 
 def test_rating_again_keeps_on_record_what_was_before(desk):

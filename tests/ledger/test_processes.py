@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from tests.ledger import brute
 from tests.ledger.worker import numbered
+from tests.workers import together, workers
 from token_meter.errors import NewerSchema, Retry
 from token_meter.ledger import Ledger
 from token_meter.ledger.migrate import HEAD
@@ -23,47 +20,7 @@ from token_meter.ledger.opening import make_store, parse
 from token_meter.ledger.tables import VERSION_TABLE
 from token_meter.testing.builders import make_event, make_events
 
-ROOT = Path(__file__).parents[2]
-
-
-class Worker:
-    """One process running `tests.ledger.worker`."""
-
-    def __init__(self, *arguments):
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "tests.ledger.worker", *map(str, arguments)],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def wait_for(self, line):
-        for said in self.process.stdout:
-            if said.startswith(line):
-                return
-        raise AssertionError(f"the process ended without saying {line!r}")
-
-    def go(self):
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-
-    def result(self):
-        said, _ = self.process.communicate()
-        assert self.process.returncode == 0
-        return json.loads(said.splitlines()[-1])
-
-    def kill(self):
-        self.process.kill()
-        self.process.communicate()
-
-
-@contextmanager
-def workers(*commands):
-    started = [Worker(*command) for command in commands]
-    try:
-        yield started
-    finally:
-        for worker in started:
-            if worker.process.poll() is None:
-                worker.kill()
+WORKER = "tests.ledger.worker"
 
 
 def assert_rollups_equal_events(ledger):
@@ -74,12 +31,8 @@ def assert_rollups_equal_events(ledger):
 
 def test_four_writers_of_the_same_events_record_each_once(url):
     Ledger(url).close()
-    with workers(*(("record", url, 0, 1000, seed) for seed in range(4))) as writers:
-        for writer in writers:
-            writer.wait_for("ready")
-        for writer in writers:
-            writer.go()
-        results = [writer.result() for writer in writers]
+    with workers(WORKER, *(("record", url, 0, 1000, seed) for seed in range(4))) as writers:
+        results = together(writers)
 
     assert sum(result["inserted"] for result in results) == 1000
     assert [result["busy"] for result in results] == [0] * 4
@@ -93,7 +46,7 @@ def test_a_killed_writer_leaves_whole_batches_and_right_sums(url):
     chance = random.Random(5)
     acknowledged = 0
     for attempt in range(3):
-        with workers(("record", url, attempt * 1000, 1000, attempt)) as (writer,):
+        with workers(WORKER, ("record", url, attempt * 1000, 1000, attempt)) as (writer,):
             writer.wait_for("ready")
             writer.go()
             batches = chance.randrange(1, 15)
@@ -111,12 +64,8 @@ def test_a_killed_writer_leaves_whole_batches_and_right_sums(url):
 
 
 def test_processes_that_open_a_new_ledger_at_once_make_it_once(url):
-    with workers(*(("first_use", url, number) for number in range(5))) as starters:
-        for starter in starters:
-            starter.wait_for("ready")
-        for starter in starters:
-            starter.go()
-        results = [starter.result() for starter in starters]
+    with workers(WORKER, *(("first_use", url, number) for number in range(5))) as starters:
+        results = together(starters)
 
     assert results == [{"inserted": 1}] * 5
     with Ledger(url) as ledger:
@@ -125,7 +74,7 @@ def test_processes_that_open_a_new_ledger_at_once_make_it_once(url):
 
 
 def test_a_fork_in_the_middle_of_recording_harms_neither_side(url):
-    with workers(("fork", url, 5, 40)) as (forking,):
+    with workers(WORKER, ("fork", url, 5, 40)) as (forking,):
         result = forking.result()
 
     assert result == {"codes": [0] * 5, "events": 240}

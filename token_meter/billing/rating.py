@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from token_meter.billing.cards import BY_THE_PERIOD, Dimensions, Rate, RateCard
 from token_meter.billing.catalogue import Catalogue, Terms, Version
@@ -30,6 +30,34 @@ FREE: Final = Rating("0", "0", {"cost": None, "charge": None})
 _NO_FACTORS: Final[Mapping[str, str]] = {}
 
 
+class Missing(NamedTuple):
+    """A price that is missing: usage of this model (or of this meter of one's own) is held until it is there."""
+
+    provider: str | None
+    model: str | None
+    meter: str
+    token_type: str
+    why: str
+    customer: str | None
+    at: datetime
+
+    @property
+    def key(self) -> str:
+        """One for each provider and model."""
+        return f"{self.meter}|{self.provider}|{self.model}"
+
+    def document(self) -> dict[str, str | None]:
+        """For a notice."""
+        return {**self._asdict(), "at": self.at.isoformat()}
+
+    def __str__(self) -> str:
+        what = f"{self.provider} {self.model}" if self.model is not None else f"meter {self.meter}"
+        return (
+            f"no price for {what}, {self.token_type}: {self.why}. Its usage is held and is billed when the price is "
+            "there: give it in your price overrides or your rate card, or run `token-meter prices sync`"
+        )
+
+
 class EventRater:
     """Rates events by one price book and one catalogue; the same events always alike. One thread at a time."""
 
@@ -40,6 +68,8 @@ class EventRater:
         self._shared: dict[tuple[object, ...], Terms] = {}
         self._pinned: dict[int, PriceBook] = {}
         self._answers: dict[tuple[object, ...], tuple[object, object, Mapping[str, Rating]]] = {}
+        self.missing: dict[str, Missing] = {}
+        """The first price that was missing of each provider and model, by key."""
 
     def rate(self, event: MeterEvent) -> Mapping[str, Rating]:
         """The rating of each token type, and under `EVENTS` of the call; the same object for events rated alike."""
@@ -94,7 +124,16 @@ class EventRater:
             answer[EVENTS] = FREE
         else:
             answer[EVENTS] = _rating(_NOTHING, self._charge(event, terms, counted, shared, _NOTHING), None)
+        self._notice(event, answer)
         return answer
+
+    def _notice(self, event: MeterEvent, answer: Mapping[str, Rating]) -> None:
+        for name, rating in answer.items():
+            if rating.pending:
+                sides = (rating.document["cost"], rating.document["charge"])
+                why = next(side["missing"] for side in sides if side and "missing" in side)
+                found = Missing(event.provider, event.model, event.meter, name, why, event.customer, event.time)
+                self.missing.setdefault(found.key, found)
 
     def _pinned_cost(self, event: MeterEvent, terms: Terms, card: Version[RateCard], token_type: str) -> Share:
         """The cost that a card multiplies which does not follow every change of prices.

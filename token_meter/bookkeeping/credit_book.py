@@ -119,11 +119,9 @@ class CreditBook:
         )  # fmt: skip
 
     def _add(self, grant: CreditGrant, reason: str) -> CreditGrant:
-        with self._ledger.writing() as (store, connection):
-            there = connection.execute(select(grants).where(grants.c.id == grant.id)).first()
-            if there is not None:
-                return grant_of(there)
-            insert_grant(connection, grant)
+        with self._ledger.closing() as (store, connection):
+            if not insert_grant(store, connection, grant):
+                return _grant(connection, grant.id)
             enter(store, connection, mode=grant.mode, customer=grant.customer, moment=micros(grant.created))
             post(connection, granting(grant), [grant], kind="grant", reason=reason)
             touch(connection)
@@ -162,9 +160,9 @@ class CreditBook:
     def expire(self, *, mode: str = "live") -> list[CreditGrant]:
         """Turn what is left of expired grants into breakage; those grants as they were. Safe to repeat."""
         now = self._moment()
-        with self._ledger.writing() as (_, connection):
+        with self._ledger.closing() as (_, connection):
             over = grants.c.expires <= micros(now)
-            rows = connection.execute(select(grants).where(grants.c.mode == mode, over).with_for_update()).all()
+            rows = connection.execute(select(grants).where(grants.c.mode == mode, over)).all()
             expired = [grant for row in rows for grant in [grant_of(row)] if grant.remaining > ZERO]
             for grant in expired:
                 post(
@@ -226,7 +224,7 @@ class CreditBook:
 
         Your payment system acts on it: charge the customer under the notice's key, then `buy(..., id=key)`.
         """
-        with self._ledger.writing() as (_, connection):
+        with self._ledger.closing() as (_, connection):
             packs = read_packs(connection)
             if pack not in packs:
                 raise InvalidCredit(f"there is no pack {pack!r}. Known: {', '.join(sorted(packs)) or 'none'}")

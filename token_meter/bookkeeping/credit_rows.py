@@ -26,6 +26,7 @@ from token_meter.billing.invoice import Bought
 from token_meter.billing.plans import Period
 from token_meter.errors import InvalidCredit
 from token_meter.ledger.rows import EPOCH, MICROSECOND
+from token_meter.ledger.store import Store
 from token_meter.ledger.tables import entries, grants
 from token_meter.ledger.text import from_stored, to_stored
 from token_meter.money import EXACT, ZERO, plain, total
@@ -60,18 +61,16 @@ def grant_of(row: Any) -> CreditGrant:
     )
 
 
-def insert_grant(connection: Connection, grant: CreditGrant) -> None:
-    """A new grant; its posting is written by `post`."""
-    connection.execute(
-        grants.insert(),
-        {
-            "id": grant.id, "mode": grant.mode, "customer": to_stored(grant.customer), "kind": grant.kind,
-            "currency": grant.currency, "amount": plain(grant.amount), "price": plain(grant.price),
-            "priority": grant.priority, "effective": micros(grant.effective),
-            "expires": None if grant.expires is None else micros(grant.expires), "recorded": micros(grant.created),
-            "title": grant.title, "remaining": plain(grant.amount), "drawn": "0",
-        },
-    )  # fmt: skip
+def insert_grant(store: Store, connection: Connection, grant: CreditGrant) -> bool:
+    """Insert a grant unless one of its id is there; whether it is new. Its posting is written by `post`."""
+    row = {
+        "id": grant.id, "mode": grant.mode, "customer": to_stored(grant.customer), "kind": grant.kind,
+        "currency": grant.currency, "amount": plain(grant.amount), "price": plain(grant.price),
+        "priority": grant.priority, "effective": micros(grant.effective),
+        "expires": None if grant.expires is None else micros(grant.expires), "recorded": micros(grant.created),
+        "title": grant.title, "remaining": plain(grant.amount), "drawn": "0",
+    }  # fmt: skip
+    return store.insert_if_missing(connection, grants, row)
 
 
 def post(

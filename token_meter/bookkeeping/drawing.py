@@ -7,7 +7,8 @@ settled when the invoice is made final: then the credit that was used is exactly
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Final
@@ -16,7 +17,7 @@ from sqlalchemy import Connection, select
 
 from token_meter.billing.catalogue import Catalogue
 from token_meter.billing.credit import CreditGrant, Part, given_back, granting, lessening, taken_from
-from token_meter.billing.plans import Plan, period_of
+from token_meter.billing.plans import period_of
 from token_meter.bookkeeping.credit_rows import DAY, insert_grant, post, read_grants
 from token_meter.bookkeeping.notice_rows import note_recharge
 from token_meter.ledger.ratings import Read, read_ratings
@@ -29,6 +30,9 @@ from token_meter.money import EXACT, ZERO
 _CUSTOMER: Final = SERIES_COLUMNS.index("customer")
 _MODE: Final = SERIES_COLUMNS.index("mode")
 RATINGS_REMEMBERED_MAX: Final = 50_000
+
+Who = tuple[str, str]
+"""Mode and customer; an empty customer is nobody."""
 
 Key = tuple[str, str, str, int]
 """Mode, customer, currency, and the day of the usage."""
@@ -47,49 +51,47 @@ class Drawing:
         self._rates: dict[int, Read] = {}
         self._granted: set[str] = set()
 
-    def follow(self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]) -> None:
-        """Draw what these measures charge, give back what they take away."""
-        if not self._holders and not self._grants_recur:
-            return
-        concerned = [(each, sign * each.sign) for each, sign in measures if self._concerns(store, connection, each)]
-        if not concerned:
-            return
-        self._learn(connection, {number for each, _ in concerned for number in each.rating.values()})
+    def follow(
+        self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]
+    ) -> Callable[[], None]:
+        """Draw what these measures charge, give back what they take away. Call what it returns after the commit."""
+        granted = self._grant_recurring(store, connection, measures) if self._grants_recur else {}
+        holders = self._holders.union(granted.values())
+        concerned = [(each, sign * each.sign) for each, sign in measures if _who(each) in holders]
+        learnt = self._learn(connection, {number for each, _ in concerned for number in each.rating.values()})
+        self._follow(store, connection, concerned, {**self._rates, **learnt} if learnt else self._rates)
+
+        def remember() -> None:
+            self._granted.update(granted)
+            self._holders.update(granted.values())
+            if len(self._rates) > RATINGS_REMEMBERED_MAX:
+                self._rates.clear()
+            self._rates.update(learnt)
+
+        return remember
+
+    def _follow(
+        self,
+        store: Store,
+        connection: Connection,
+        concerned: Sequence[tuple[Measure, int]],
+        rates: Mapping[int, Read],
+    ) -> None:
         amounts: dict[Key, Decimal] = {}
         for measure, sign in concerned:
-            for currency, amount in self._charges(measure).items():
+            for currency, amount in _charges(measure, rates).items():
                 key = (*_who(measure), currency, measure.hour // 24 * DAY)
                 amounts[key] = EXACT.add(amounts.get(key, ZERO), amount if sign > 0 else EXACT.minus(amount))
         for key in sorted(amounts):
             if amounts[key]:
-                self._draw(connection, key, amounts[key])
+                self._draw(store, connection, key, amounts[key])
 
-    def _concerns(self, store: Store, connection: Connection, measure: Measure) -> bool:
-        who = _who(measure)
-        if not who[1]:
-            return False
-        if self._grants_recur:
-            self._grant_recurring(connection, who, EPOCH + MICROSECOND * (measure.hour * HOUR))
-        return who in self._holders
-
-    def _learn(self, connection: Connection, numbers: set[int]) -> None:
-        if len(self._rates) > RATINGS_REMEMBERED_MAX:
-            self._rates.clear()
+    def _learn(self, connection: Connection, numbers: set[int]) -> dict[int, Read]:
+        """Ratings that were not met before. True for this transaction: the numbers may yet be given to others."""
         unknown = sorted(number for number in numbers if number and number not in self._rates)
-        self._rates.update((read.number, read) for read in read_ratings(connection, unknown))
+        return {read.number: read for read in read_ratings(connection, unknown)}
 
-    def _charges(self, measure: Measure) -> dict[str, Decimal]:
-        found: dict[str, Decimal] = {}
-        for name, quantity in [*measure.usage.items(), (EVENTS, 1)]:
-            read = self._rates.get(measure.rating.get(name, 0))
-            said = (read.document.get("charge") if read is not None else None) or {}
-            if read is not None and read.charge and said:
-                currency = str(said.get("currency") or "USD")
-                amount = EXACT.multiply(read.charge, Decimal(quantity))
-                found[currency] = EXACT.add(found.get(currency, ZERO), amount)
-        return found
-
-    def _draw(self, connection: Connection, key: Key, amount: Decimal) -> None:
+    def _draw(self, store: Store, connection: Connection, key: Key, amount: Decimal) -> None:
         mode, customer, currency, day = key
         mine = read_grants(connection, mode, customer, locked=True)
         at = EPOCH + MICROSECOND * day
@@ -107,11 +109,28 @@ class Drawing:
                 connection, lessening(parts, "draw"), [grant for grant, _ in parts], kind="draw", service=day,
                 reason="usage",
             )  # fmt: skip
-            note_recharge(connection, self._catalogue, mode, customer, currency)
+            note_recharge(store, connection, mode, customer, currency)
 
-    def _grant_recurring(self, connection: Connection, who: tuple[str, str], moment: datetime) -> None:
-        """The credit that a plan grants with each period, when its first usage comes."""
-        terms, _, _ = self._catalogue.terms(*who, moment)
+    def _grant_recurring(
+        self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]
+    ) -> dict[str, Who]:
+        """The credit that plans grant with each period, when its first usage comes: ids of grants, and whose."""
+        moments = {(_who(each), each.hour * HOUR) for each, _ in measures}
+        wanted = [
+            grant
+            for (mode, customer), moment in moments
+            if customer
+            for grant in self._recurring(mode, customer, EPOCH + MICROSECOND * moment)
+            if grant.id not in self._granted
+        ]
+        # Sorted: two processes that grant the same wait for each other, and never in a circle.
+        for grant in sorted({each.id: each for each in wanted}.values(), key=lambda each: each.id):
+            if insert_grant(store, connection, grant):
+                post(connection, granting(grant), [grant], kind="grant", reason=grant.title)
+        return {grant.id: (grant.mode, grant.customer) for grant in wanted}
+
+    def _recurring(self, mode: str, customer: str, moment: datetime) -> Iterator[CreditGrant]:
+        terms, _, _ = self._catalogue.terms(mode, customer, moment)
         plan = terms.plan.content if terms.plan is not None else None
         if plan is None or not plan.credits:
             return
@@ -119,46 +138,35 @@ class Drawing:
         anchor = terms.subscription.start if anchored and terms.subscription is not None else None
         period = period_of(moment, plan.period, anchor)
         for number, credit in enumerate(plan.credits):
-            name = f"{who[0]}|{who[1]}|{plan.name}|{period.start.isoformat()}|{number}"
-            identity = "grt_" + hashlib.sha256(name.encode()).hexdigest()[:20]
-            if identity in self._granted:
-                continue
-            self._granted.add(identity)
-            self._holders.add(who)
-            if connection.execute(select(grants.c.id).where(grants.c.id == identity)).first() is None:
-                _grant(
-                    connection, plan, number, identity, who, period.start, None if credit.rolls_over else period.stop
-                )
-
-
-def _grant(
-    connection: Connection,
-    plan: Plan,
-    number: int,
-    identity: str,
-    who: tuple[str, str],
-    start: datetime,
-    stop: datetime | None,
-) -> None:
-    credit = plan.credits[number]
-    grant = CreditGrant(
-        id=identity, customer=who[1], amount=credit.amount, currency=plan.currency, effective=start, created=start,
-        kind="promotional", priority=credit.priority, expires=stop, mode=who[0], title=f"Included with {plan.name}",
-        remaining=credit.amount,
-    )  # fmt: skip
-    insert_grant(connection, grant)
-    post(connection, granting(grant), [grant], kind="grant", reason=f"plan {plan.name}")
+            name = f"{mode}|{customer}|{plan.name}|{period.start.isoformat()}|{number}"
+            yield CreditGrant(
+                id="grt_" + hashlib.sha256(name.encode()).hexdigest()[:20], customer=customer, amount=credit.amount,
+                currency=plan.currency, effective=period.start, created=period.start, kind="promotional",
+                priority=credit.priority, expires=None if credit.rolls_over else period.stop, mode=mode,
+                title=f"Included with {plan.name}", remaining=credit.amount,
+            )  # fmt: skip
 
 
 def _begun(grant: CreditGrant, start: datetime, end: datetime) -> CreditGrant:
     """A grant that expires within the day still pays for usage of that day."""
-    from dataclasses import replace
-
     if grant.expires is not None and start < grant.expires <= end:
         return replace(grant, expires=end + MICROSECOND)
     return grant
 
 
-def _who(measure: Measure) -> tuple[str, str]:
+def _charges(measure: Measure, rates: Mapping[int, Read]) -> dict[str, Decimal]:
+    """What a measure is charged, by currency."""
+    found: dict[str, Decimal] = {}
+    for name, quantity in [*measure.usage.items(), (EVENTS, 1)]:
+        read = rates.get(measure.rating.get(name, 0))
+        said = (read.document.get("charge") if read is not None else None) or {}
+        if read is not None and read.charge and said:
+            currency = str(said.get("currency") or "USD")
+            amount = EXACT.multiply(read.charge, Decimal(quantity))
+            found[currency] = EXACT.add(found.get(currency, ZERO), amount)
+    return found
+
+
+def _who(measure: Measure) -> Who:
     customer = measure.series[_CUSTOMER]
     return str(measure.series[_MODE]), from_stored(customer) if customer else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,9 +41,11 @@ class LazyRater:
         """Read prices and plans of the ledger."""
         self.made().renew(store, connection)
 
-    def charged(self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]) -> None:
+    def charged(
+        self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]
+    ) -> Callable[[], None]:
         """Let prepaid credit follow what was recorded."""
-        self.made().charged(store, connection, measures)
+        return self.made().charged(store, connection, measures)
 
     def rate(self, event: MeterEvent) -> Mapping[str, Rating]:
         """The rating of each token type of an event."""

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select
 
-from token_meter.billing.catalogue import Catalogue
 from token_meter.billing.credit import CreditGrant
 from token_meter.bookkeeping.credit_rows import read_grants
 from token_meter.bookkeeping.settings import read_setting
 from token_meter.ledger.rows import EPOCH, MICROSECOND
+from token_meter.ledger.store import Store
 from token_meter.ledger.tables import grants, notices
 from token_meter.ledger.text import from_stored, to_stored
 from token_meter.money import ZERO, decimal_of, plain, total
@@ -23,6 +23,7 @@ RECHARGE: Final = "credit_recharge"
 
 
 def write_notice(
+    store: Store,
     connection: Connection,
     kind: str,
     key: str,
@@ -30,18 +31,13 @@ def write_notice(
     *,
     mode: str = "live",
     customer: str | None = None,
-) -> bool:
-    """Write a notice unless it is there; whether it is new. `key` is its idempotency key for whoever acts on it."""
-    if connection.execute(select(notices.c.number).where(notices.c.key == key)).first() is not None:
-        return False
-    connection.execute(
-        notices.insert(),
-        {
-            "kind": kind, "key": key, "mode": mode, "customer": None if customer is None else to_stored(customer),
-            "recorded": time.time_ns() // 1000, "document": json.dumps(dict(document), sort_keys=True),
-        },
-    )  # fmt: skip
-    return True
+) -> None:
+    """Write a notice unless it is there. `key` is its idempotency key for whoever acts on it."""
+    row = {
+        "kind": kind, "key": key, "mode": mode, "customer": None if customer is None else to_stored(customer),
+        "recorded": time.time_ns() // 1000, "document": json.dumps(dict(document), sort_keys=True),
+    }  # fmt: skip
+    store.insert_missing(connection, notices, [row])
 
 
 def read_notices(connection: Connection, after: int = 0) -> list[dict[str, Any]]:
@@ -61,7 +57,7 @@ def read_notices(connection: Connection, after: int = 0) -> list[dict[str, Any]]
     ]
 
 
-def note_recharge(connection: Connection, catalogue: Catalogue, mode: str, customer: str, currency: str) -> None:
+def note_recharge(store: Store, connection: Connection, mode: str, customer: str, currency: str) -> None:
     """A customer whose balance fell below the threshold of their rule should be charged for more credit."""
     rules = read_setting(connection, RECHARGE) or {}
     rule = rules.get(f"{mode}/{customer}")
@@ -77,7 +73,7 @@ def note_recharge(connection: Connection, catalogue: Catalogue, mode: str, custo
     ).scalar()
     document = {"customer": customer, "balance": plain(left), "currency": currency, **rule}
     key = f"recharge|{mode}|{customer}|{last}"
-    write_notice(connection, "credit.recharge", key, document, mode=mode, customer=customer)
+    write_notice(store, connection, "credit.recharge", key, document, mode=mode, customer=customer)
 
 
 def balance_of(mine: list[CreditGrant], currency: str) -> Any:

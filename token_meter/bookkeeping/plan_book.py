@@ -65,7 +65,7 @@ class PlanBook:
 
         Raises InvalidPlan for a plan that names a card or a meter that is nowhere, or a card in another currency.
         """
-        with self._ledger.writing() as (_, connection):
+        with self._ledger.closing() as (_, connection):
             before = read_catalogue(connection)
             _check(file, before)
             moment = self._moment(effective_from)
@@ -101,7 +101,7 @@ class PlanBook:
 
     def set_default(self, plan: str | None, *, effective_from: datetime | None = None) -> None:
         """The plan of customers who have none of their own; None: they are at cost. Raises InvalidPlan if unknown."""
-        with self._ledger.writing() as (_, connection):
+        with self._ledger.closing() as (_, connection):
             known = read_catalogue(connection)
             if plan is not None:
                 _known_plan(known, plan)
@@ -115,7 +115,7 @@ class PlanBook:
 
     def set_bill_estimated(self, wanted: bool) -> None:
         """Whether usage that had to be estimated is charged. It holds for what is rated from now on."""
-        with self._ledger.writing() as (_, connection):
+        with self._ledger.closing() as (_, connection):
             self._set(connection, BILL_ESTIMATED, {"wanted": wanted}, self._moment(None))
 
     def _set(self, connection: Connection, name: str, content: Mapping[str, Any], moment: datetime) -> None:
@@ -138,7 +138,7 @@ class PlanBook:
         A subscription without an end that is there already ends where this one starts. Raises InvalidPlan for an
         unknown plan, and for a span that overlaps with another subscription.
         """
-        with self._ledger.writing() as (store, connection):
+        with self._ledger.closing() as (store, connection):
             known = read_catalogue(connection)
             moment = self._moment(start)
             name, version = _known_plan(known, plan)
@@ -178,7 +178,7 @@ class PlanBook:
 
     def unsubscribe(self, customer: str, *, at: datetime | None = None, mode: str = "live") -> Subscription:
         """End a customer's subscription. Raises InvalidPlan if none is in force then."""
-        with self._ledger.writing() as (_, connection):
+        with self._ledger.closing() as (_, connection):
             moment = self._moment(at)
             known = read_catalogue(connection)
             found = known.subscription_at(mode, customer, moment)

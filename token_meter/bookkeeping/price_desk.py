@@ -132,16 +132,15 @@ class PriceDesk:
     def _record(self, rows: Sequence[Price], fetched: Fetched, before: int, found: Sequence[Effect]) -> None:
         """Record the rows, unless prices changed since they were compared: then they must be compared again."""
         book = self.book.shipped_version
-        with self._ledger.writing() as (_, connection):
-            # First, because it makes whoever else changes prices wait until this is done.
-            touch(connection)
-            if connection.execute(select(state.c.catalogue)).scalar_one() != before + 1:
+        with self._ledger.closing() as (store, connection):
+            if connection.execute(select(state.c.catalogue)).scalar_one() != before:
                 raise _Moved
+            touch(connection)
             write_rows(connection, rows, recorded=self._micros())
             for each in found:
                 if each.change.verdict and not each.change.standing:
                     kind = "price.added" if each.change.kind == "added" else "price.changed"
-                    write_notice(connection, kind, f"{kind}|{each.change.price.id}", each.to_json())
+                    write_notice(store, connection, kind, f"{kind}|{each.change.price.id}", each.to_json())
             said = {"etag": fetched.etag, "version": fetched.version, "book": book}
             self._keep(connection, ETAG + fetched.source, said)
 
@@ -167,7 +166,7 @@ class PriceDesk:
         return self._effects([*recorded, *(row for row in scheduled(self.book, now) if row.id not in named)])
 
     def _decide(self, price_id: str, status: Status, said: str) -> Effect:
-        with self._ledger.writing() as (_, connection):
+        with self._ledger.closing() as (_, connection):
             touch(connection)
             row = _named(price_id, read_rows(connection))
             if row.status != status:
@@ -188,7 +187,7 @@ class PriceDesk:
 
     def adjudicate(self, disagreements: Sequence[Disagreement]) -> None:
         """A human has looked at these: they do not come back until one of their amounts changes."""
-        with self._ledger.writing() as (_, connection):
+        with self._ledger.closing() as (_, connection):
             touch(connection)
             known = dict(_setting(connection, ADJUDICATIONS) or {})
             new = {each.id: each.to_json() for each in disagreements if each.id not in known}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
 from token_meter.billing.rating import EventRater
 from token_meter.bookkeeping.drawing import Drawing
+from token_meter.bookkeeping.notice_rows import write_notice
 from token_meter.bookkeeping.plan_book import read_catalogue, touch
 from token_meter.bookkeeping.price_rows import read_rows
 from token_meter.bookkeeping.settings import read_setting, write_setting
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 OVERRIDES: Final = "price_overrides"
 """The setting with the operator's own prices, as the ledger knows them."""
 
+UNKNOWN: Final = "price.unknown"
+
+_log: Final = logging.getLogger("token_meter")
+
 Prices = str | os.PathLike[str] | Mapping[str, Any] | PriceBook | None
 
 
@@ -42,6 +48,7 @@ class LedgerRater:
         self._given = prices
         self._base: PriceBook | None = prices if isinstance(prices, PriceBook) else None
         self._remembered: str | None = None
+        self._told: set[str] = set()
         self._events: EventRater | None = None
         self._drawing: Drawing | None = None
         if prices is not None:
@@ -74,12 +81,16 @@ class LedgerRater:
         self._events = EventRater(self._book(connection), catalogue)
         self._drawing = Drawing(catalogue, connection)
 
+    @property
+    def _own(self) -> Overrides | None:
+        """The overrides that were given here."""
+        return self._shipped().overrides if self._given is not None else None
+
     def _remember(self, connection: Connection) -> None:
         """Overrides that were given here hold for every process: once, so that two that differ do not take turns."""
-        overrides = self._shipped().overrides if self._given is not None else None
+        overrides = self._own
         if overrides is None or overrides.version == self._remembered:
             return
-        self._remembered = overrides.version
         document = overrides.document()
         if read_setting(connection, OVERRIDES) != document:
             write_setting(connection, OVERRIDES, document, moment=time.time_ns() // 1000)
@@ -90,10 +101,26 @@ class LedgerRater:
         assert self._events is not None, "`renew` comes first"
         return self._events.rate(event)
 
-    def charged(self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]) -> None:
-        """Draw what was charged from the customers' credit, and give back what was taken away."""
+    def charged(
+        self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]
+    ) -> Callable[[], None]:
+        """Draw what was charged from the customers' credit, and give back what was taken away; tell of what has no
+        price, once for each model."""
         assert self._events is not None and self._drawing is not None, "`renew` comes first"
-        self._drawing.follow(store, connection, measures)
+        followed = self._drawing.follow(store, connection, measures)
+        told = [missing for missing in self._events.missing.values() if missing.key not in self._told]
+        for missing in told:
+            write_notice(store, connection, UNKNOWN, f"{UNKNOWN}|{missing.key}", missing.document())
+
+        def remember() -> None:
+            followed()
+            if self._own is not None:
+                self._remembered = self._own.version
+            for missing in told:
+                self._told.add(missing.key)
+                _log.warning("%s", missing)
+
+        return remember
 
     def book_of(self, ledger: Ledger) -> PriceBook:
         """The price book by which this ledger's events are rated."""

@@ -13,14 +13,16 @@ from token_meter.cli.output import Shape, chosen_shape, show, write_json
 from token_meter.cli.place import find, reading
 from token_meter.cli.tables import Column, Table
 
-app = typer.Typer(cls=Commands, help="Notices: prices that changed, credit that runs low.", no_args_is_help=True,
+app = typer.Typer(cls=Commands, help="Notices: prices that changed or are missing, credit that runs low.", no_args_is_help=True,
                   epilog=EPILOG)  # fmt: skip
 
 
 @app.command("list", epilog=EPILOG)
 def list_notices(
     after: Annotated[int, typer.Option("--after", metavar="NUMBER", help="Only those behind this number.")] = 0,
-    kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Only price.changed, ...")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="KIND", help="Only of this kind, as price.unknown.")
+    ] = None,
     ledger: options.LedgerOption = None,
     json: options.JsonOption = False,
 ) -> None:

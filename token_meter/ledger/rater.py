@@ -8,7 +8,7 @@ in a database: cost = quantity x rate, on reading (decision D7).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, Protocol
@@ -66,5 +66,10 @@ class Rater(Protocol):
         The same object for events that are rated alike, as far as possible: its numbers are remembered by it.
         """
 
-    def charged(self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]) -> None:
-        """These measures were added (+1) or taken away (-1) in this transaction: prepaid credit follows at once."""
+    def charged(
+        self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]
+    ) -> Callable[[], None]:
+        """These measures were added (+1) or taken away (-1) in this transaction: prepaid credit follows at once.
+
+        Comes last in every transaction that asked for ratings. What it returns is called once that is committed.
+        """

@@ -56,9 +56,10 @@ class Ratings:
         self._rater = rater
         self._new: dict[Rating, int] = {}
         self._numbered: dict[int, tuple[Mapping[str, Rating], Numbered]] = {}
+        self._catalogue = memory.catalogue
         if rater is not None and memory.catalogue != catalogue:
             rater.renew(store, connection)
-            memory.catalogue = catalogue
+            self._catalogue = catalogue
 
     def written(self, prepared: Sequence[Prepared]) -> dict[str, Written]:
         """How these events are to be written, by id."""
@@ -126,6 +127,7 @@ class Ratings:
         if len(self._memory.ratings) > REMEMBERED_MAX:
             self._memory.ratings.clear()
         self._memory.ratings.update(self._new)
+        self._memory.catalogue = self._catalogue
 
 
 class Rerated(NamedTuple):
@@ -167,7 +169,7 @@ def rate_again(
     measures = [*((before, -1) for before, _ in moved.values()), *((now, 1) for _, now in moved.values())]
     measures += _with_corrections(connection, moved)
     rollups.add(measures)
-    rater.charged(store, connection, measures)
+    followed = rater.charged(store, connection, measures)
     if changed:
         _post(connection, changed, recorded, reason)
         mark_late(connection, rollups.closed, ((name, now) for name, (_, now) in moved.items()))
@@ -176,6 +178,7 @@ def rate_again(
     def remember() -> None:
         rollups.remember()
         again.remember()
+        followed()
 
     return Rerated(len(rows), len(changed), end), remember
 

@@ -78,14 +78,15 @@ def record(
     first_sight.meet(outcome.added, moment)
     measures = [*((each, 1) for each in outcome.added), *((each, -1) for each in outcome.removed)]
     rollups.add(measures)
-    if rater is not None:
-        rater.charged(store, connection, measures)
+    followed = rater.charged(store, connection, measures) if rater is not None else None
     _write_conflicts(store, connection, outcome, moment)
 
     def remember() -> None:
         rollups.remember()
         first_sight.remember()
         ratings.remember()
+        if followed is not None:
+            followed()
 
     return Recorded(len(outcome.added), outcome.duplicates, len(outcome.conflicts)), remember
 

@@ -54,6 +54,11 @@ class Store(ABC):
         if rows:
             connection.execute(type(self).insert(table).on_conflict_do_nothing(), rows)
 
+    def insert_if_missing(self, connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:
+        """Insert a row unless its key is there; whether it was inserted."""
+        insert = type(self).insert(table).on_conflict_do_nothing()
+        return connection.execute(insert.execution_options(preserve_rowcount=True), row).rowcount == 1
+
     @abstractmethod
     def _connect(self, purpose: str) -> Connection: ...
 
