@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("billing", ". cards catalogue credit fields invoice lines meters plans rating render"),
     ("bookkeeping", ". accrual aggregates credit_book credit_rows customers drawing event_corrections event_prices invoice_book invoice_rows "
                     "lazy notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments "
-                    "settings verification"),
+                    "settings shipped_books verification"),
     # 4: what users hold in their hands.
     ("", "charging customer health lines meter reconcile recorder"),
     ("partners", ". base callback client cloudflare events fields files importing intake known litellm names openrouter pulling "

@@ -147,7 +147,49 @@ def test_an_unlikely_change_waits_until_it_is_accepted(office: Office) -> None:
     assert done.waiting == list(done.effects)
     assert told([accepted]) == [("changed", "active", *expected[2:])]
     assert (before, office.cost(), office.desk.held()) == (10, 14, [])
-    assert office.reasons() == [f"price {accepted.change.price.id} accepted by hand"]
+    assert office.reasons() == ["prices from feed.json 2", f"price {accepted.change.price.id} accepted by hand"]
+
+
+@pytest.mark.parametrize("decide", ["accept", "reject"])
+def test_while_a_rise_waits_costs_are_provisional(office: Office, decide: str) -> None:
+    office.ledger.record([call(1), call(2, ago=timedelta(days=2))])
+
+    office.desk.sync(fetched(output_mtok="12", input_mtok="1"))
+    office.ledger.record([call(3)])
+    waiting = office.desk.held()
+
+    (row,) = office.ledger.costs(by=())
+    assert (dict(row.provisional), row.cost) == ({"output": 2_000_000}, 28)
+    getattr(office.desk, decide)(waiting[0].change.price.id)
+    (row,) = office.ledger.costs(by=())
+    assert (dict(row.provisional), row.cost) == ({}, 36 if decide == "accept" else 28)
+
+
+def test_a_price_that_was_seen_late_is_accepted_from_its_true_date(office: Office) -> None:
+    office.ledger.record([call(1, ago=timedelta(days=2)), call(2, ago=timedelta(days=4))])
+    office.desk.sync(fetched(output_mtok="12"))
+    id = office.desk.held()[0].change.price.id
+
+    accepted = office.desk.accept(id, effective_from=NOW - timedelta(days=3))
+
+    assert accepted.change.effective_from == NOW - timedelta(days=3)
+    assert (office.cost(), office.desk.held()) == (24, [])
+    assert office.statuses() == {"gpt-5 output 12": "active"}
+    assert office.desk.sync(fetched(output_mtok="12")).effects == ()
+    with pytest.raises(InvalidPrices, match="has this date already"):
+        office.desk.accept(accepted.change.price.id, effective_from=NOW - timedelta(days=3))
+
+
+def test_a_price_of_the_shipped_book_can_be_rejected_and_taken_back(office: Office) -> None:
+    office.ledger.record([call(1)])
+    shipped = next(each for each in office.desk.book.model("openai", "gpt-5").prices if each.token_type == "output")
+
+    rejected = office.desk.reject(shipped.id)
+
+    assert (rejected.change.price.status, rejected.change.old_amount) == ("rejected", None)
+    assert (office.ledger.pending(), office.cost()) == (1, 2)
+    office.desk.accept(shipped.id)
+    assert (office.ledger.pending(), office.cost()) == (0, 10)
 
 
 def test_a_rejected_change_is_not_proposed_again(office: Office) -> None:
@@ -321,7 +363,7 @@ def test_an_id_that_there_is_not_says_what_waits(office: Office) -> None:
     with pytest.raises(InvalidPrices) as refused:
         office.desk.accept("prc_nothing")
 
-    assert str(refused.value) == f"this ledger has recorded no price 'prc_nothing'; waiting are {id}"
+    assert str(refused.value) == f"there is no price 'prc_nothing'; waiting are {id}"
     assert office.desk.accept(id[:12]).change.price.id == id
 
 
@@ -331,7 +373,7 @@ def test_an_id_that_may_mean_several_is_refused(office: Office) -> None:
     with pytest.raises(InvalidPrices) as refused:
         office.desk.accept("prc_")
 
-    assert str(refused.value).startswith("this ledger has recorded no price 'prc_'; waiting are prc_")
+    assert str(refused.value).startswith("there is no price 'prc_'; waiting are prc_")
     assert set(office.statuses().values()) == {"held"}
 
 

@@ -228,7 +228,7 @@ def test_the_history_shows_every_price(prices: Cli) -> None:
 
     rows = prices("history", "gpt-5.6-sol", "--csv").out.splitlines()
 
-    assert [row.split(",genai")[0] for row in rows if row.startswith("output,standard,")] == [
+    assert [row.split(",prc_")[0] for row in rows if row.startswith("output,standard,")] == [
         f"output,standard,30,1M tokens,,2026-08-21,active,{made}",
         f"output,standard,20,1M tokens,2026-08-21,,active,{made}",
     ]
@@ -336,6 +336,22 @@ def test_held_prices_are_accepted_and_rejected_by_id(prices: Cli, feed: list[Pro
     assert "nothing waits" in prices("held").err
 
 
+def test_a_price_is_accepted_from_another_day(prices: Cli, feed: list[Provider]) -> None:
+    use()
+    restate(feed, "openai", "gpt-5", output_mtok="15")
+    prices("sync", write(feed))
+    (waiting,) = prices("held", "--json").json
+
+    accepted = prices("accept", waiting["id"], "--from", "2026-11-03")
+
+    assert (accepted.code, accepted.out.partition(": ")[2]) == (
+        0,
+        "openai/gpt-5 output (standard) costs 15 since 2026-11-03\n",
+    )
+    wrong = prices("accept", waiting["id"], "--from", "soon")
+    assert (wrong.code, "soon" in wrong.err) == (2, True)
+
+
 def test_confirm_takes_what_is_beyond_a_factor_of_ten(prices: Cli, feed: list[Provider]) -> None:
     use()
     restate(feed, "openai", "gpt-5", output_mtok="150")
@@ -406,7 +422,7 @@ def test_an_id_that_there_is_not_changes_nothing(prices: Cli) -> None:
 
     result = prices("accept", "prc_none")
 
-    assert (result.code, result.err) == (1, "token-meter: this ledger has recorded no price 'prc_none'; none waits\n")
+    assert (result.code, result.err) == (1, "token-meter: there is no price 'prc_none'; none waits\n")
 
 
 def test_the_installed_package_is_the_default_source(prices: Cli) -> None:

@@ -66,7 +66,7 @@ class EventRater:
         self.catalogue = catalogue
         self._terms: dict[tuple[str, str | None], tuple[Terms, datetime, datetime]] = {}
         self._shared: dict[tuple[object, ...], Terms] = {}
-        self._pinned: dict[int, PriceBook] = {}
+        self._pinned: dict[tuple[int, int], PriceBook] = {}
         self._answers: dict[tuple[object, ...], tuple[object, object, Mapping[str, Rating]]] = {}
         self.missing: dict[str, Missing] = {}
         """The first price that was missing of each provider and model, by key."""
@@ -143,14 +143,21 @@ class EventRater:
         since = card.effective_from
         if card.content.apply_to == "new" and terms.subscription is not None:
             since = terms.subscription.start
-        known = sum(1 for row in self.book.rows if row.recorded_at is None or row.recorded_at <= since)
-        if known not in self._pinned:
-            self._pinned[known] = self.book.known_at(since)
-        tariff = self._pinned[known].tariff(
+        pinned = self._pinned_book(since)
+        tariff = pinned.tariff(
             provider=event.provider, model=event.model, at=event.time, context=event.price_context,
             model_requested=event.model_requested,
         )  # fmt: skip
         return self._cost(event, tariff, token_type)
+
+    def _pinned_book(self, since: datetime) -> PriceBook:
+        """The book as it was known then. The same for all moments between two changes of it."""
+        rows = sum(1 for row in self.book.history if row.recorded_at is None or row.recorded_at <= since)
+        books = sum(1 for each in self.book.earlier if each.since <= since)
+        known = self._pinned.get((rows, books))
+        if known is None:
+            known = self._pinned[rows, books] = self.book.known_at(since)
+        return known
 
     def _cost(self, event: MeterEvent, tariff: Tariff, token_type: str) -> Share:
         if event.meter != LLM_TOKENS and event.model is None:
@@ -289,6 +296,8 @@ def _priced(rated: Rated) -> dict[str, Any]:
         said["context"] = dict(price.context)
     if price.above is not None:
         said["above"] = price.above
+    if rated.rise is not None:
+        said["rise"] = rated.rise.id
     if rated.factors:
         said["factors"] = [[each.kind, plain(each.multiplier), each.source] for each in rated.factors]
     return said

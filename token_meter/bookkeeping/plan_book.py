@@ -211,7 +211,8 @@ class PlanBook:
 def read_catalogue(connection: Connection) -> Catalogue:
     """The catalogue as it stands in the ledger."""
     kinds: dict[str, dict[str, list[Any]]] = {CARD: {}, PLAN: {}, METER: {}, SETTING: {}}
-    for row in connection.execute(select(catalogue).order_by(catalogue.c.number)):
+    mine = catalogue.c.kind.in_([*kinds, PACK])
+    for row in connection.execute(select(catalogue).where(mine).order_by(catalogue.c.number)):
         kinds.setdefault(row.kind, {}).setdefault(from_stored(row.name), []).append(row)
     meters = [MeterDefinition.model_validate(json.loads(rows[-1].document)) for rows in kinds[METER].values()]
     chosen = [

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from sqlalchemy import Connection, func, select
 
@@ -88,7 +88,7 @@ class PriceDesk:
         """The ETag to send to a source: None if it gave none, or if the shipped book is another one by now."""
         with self._ledger.reading() as (_, connection):
             known = _setting(connection, ETAG + source)
-        return known["etag"] if known and known["book"] == self.book.shipped_version else None
+        return known["etag"] if known and known["book"] == self.book.shipped.version else None
 
     def checked(self) -> datetime | None:
         """When prices were last compared with a source."""
@@ -131,7 +131,7 @@ class PriceDesk:
 
     def _record(self, rows: Sequence[Price], fetched: Fetched, before: int, found: Sequence[Effect]) -> None:
         """Record the rows, unless prices changed since they were compared: then they must be compared again."""
-        book = self.book.shipped_version
+        book = self.book.shipped.version
         with self._ledger.closing() as (store, connection):
             if connection.execute(select(state.c.catalogue)).scalar_one() != before:
                 raise _Moved
@@ -150,12 +150,17 @@ class PriceDesk:
         """What waits for a human, oldest first, with what it would mean."""
         return self._effects(row for row in self._rows() if row.status == "held")
 
-    def accept(self, price_id: str) -> Effect:
-        """Let a row that was held or rejected hold from its date on. Raises InvalidPrices for an unknown id."""
-        return self._decide(price_id, "active", "accepted by hand")
+    def accept(self, price_id: str, *, effective_from: datetime | None = None) -> Effect:
+        """Let a row that was held or rejected hold from its date on, or from another one: then a row with that date
+        takes its place, because a feed's "first seen" is later than the change. Raises InvalidPrices for an unknown
+        id, and for a date at which the row had ended."""
+        if effective_from is None:
+            return self._decide(price_id, "active", "accepted by hand")
+        return self._date(price_id, effective_from)
 
     def reject(self, price_id: str) -> Effect:
-        """Let a row not hold, also one that did; what the book said before holds again. It is not proposed again."""
+        """Let a row not hold, also one that did, and one of the shipped book; what the book said before holds again.
+        It is not proposed again."""
         return self._decide(price_id, "rejected", "rejected by hand")
 
     def changes(self, since: datetime) -> list[Effect]:
@@ -168,13 +173,30 @@ class PriceDesk:
     def _decide(self, price_id: str, status: Status, said: str) -> Effect:
         with self._ledger.closing() as (_, connection):
             touch(connection)
-            row = _named(price_id, read_rows(connection))
+            row = self._named(price_id, connection)
             if row.status != status:
                 decide(connection, replace(row, evidence=evidence(is_first_seen(row), said)), status)
-        decided = next(each for each in self._rows() if each.id == row.id)
+        decided = next((each for each in self._rows() if each.id == row.id), row)
         found = self._effects([decided])[0]
-        if row.status != status and "active" in (row.status, status):
+        if row.status != status:
             self._rate(row.effective_from or EPOCH, f"price {row.id} {said}")
+        return found
+
+    def _date(self, price_id: str, start: datetime) -> Effect:
+        """Accept a row with another date: it is rejected, and one like it with that date holds."""
+        with self._ledger.closing() as (_, connection):
+            row = self._named(price_id, connection)
+            if row.effective_to is not None and start >= row.effective_to:
+                raise InvalidPrices(f"{row.id} ends at {row.effective_to:%Y-%m-%d}: it cannot hold from {start}")
+            if start == row.effective_from:
+                raise InvalidPrices(f"{row.id} has this date already: accept it without one")
+            touch(connection)
+            dated = replace(row, effective_from=start, evidence=evidence(False, f"accepted by hand from {start}"))
+            if row.status != "rejected":
+                decide(connection, replace(row, evidence=evidence(is_first_seen(row), f"dated {start}")), "rejected")
+            decide(connection, dated, "active")
+        found = self._effects([replace(dated, status="active")])[0]
+        self._rate(min(start, row.effective_from or EPOCH), f"price {row.id} accepted from {start}")
         return found
 
     # Drift
@@ -195,6 +217,11 @@ class PriceDesk:
                 self._keep(connection, ADJUDICATIONS, {**known, **new})
 
     # Inside
+
+    def _named(self, price_id: str, connection: Connection) -> Price:
+        """The row that a user means: of the ledger's own, then of the shipped book. Raises InvalidPrices for none."""
+        own = read_rows(connection)
+        return _named(price_id, own) or _named(price_id, self._rater.shipped_rows(connection)) or _refuse(price_id, own)
 
     def _rows(self) -> list[Price]:
         with self._ledger.reading() as (_, connection):
@@ -246,8 +273,8 @@ class _Moved(Exception):
 
 
 def _since(synced: Synced) -> datetime | None:
-    """Since when what was rated may have another price. What had none is pending, whenever it was."""
-    changes = [each.change for each in synced.effects if each.change.verdict == "active"]
+    """Since when what was rated may have another price, or one whose rise waits. What had none is pending anyway."""
+    changes = [each.change for each in synced.effects if each.change.verdict in ("active", "held")]
     return min((each.effective_from for each in changes if each.old and each.effective_from), default=None)
 
 
@@ -260,7 +287,7 @@ def _confirmed(effect: Effect) -> Effect:
     return replace(effect, change=replace(change, price=price, verdict="active", standing=False))
 
 
-def _named(price_id: str, rows: Sequence[Price]) -> Price:
+def _named(price_id: str, rows: Sequence[Price]) -> Price | None:
     found = [row for row in rows if row.id == price_id]
     if not found and len(price_id) >= ID_CHARACTERS_MIN:
         found = [row for row in rows if row.id.startswith(price_id)]
@@ -268,9 +295,13 @@ def _named(price_id: str, rows: Sequence[Price]) -> Price:
         return found[0]
     if found:
         raise InvalidPrices(f"{price_id} may mean {len(found)} prices: give more of the id")
+    return None
+
+
+def _refuse(price_id: str, rows: Sequence[Price]) -> NoReturn:
     waiting = [row.id for row in rows if row.status == "held"]
     hint = f"waiting are {', '.join(waiting[:5])}" if waiting else "none waits"
-    raise InvalidPrices(f"this ledger has recorded no price {price_id!r}; {hint}")
+    raise InvalidPrices(f"there is no price {price_id!r}; {hint}")
 
 
 def _setting(connection: Connection, name: str) -> dict[str, Any] | None:

@@ -21,6 +21,11 @@ def read_rows(connection: Connection) -> list[Price]:
     return [_price(row) for row in found]
 
 
+def read_history(connection: Connection) -> list[Price]:
+    """Every row and every decision about it, in the order in which they were recorded."""
+    return [_price(row) for row in connection.execute(select(prices).order_by(prices.c.number))]
+
+
 def write_rows(connection: Connection, rows: Sequence[Price], *, recorded: int | None = None) -> None:
     """Add rows, recorded now."""
     now = time.time_ns() // 1000 if recorded is None else recorded

@@ -14,14 +14,17 @@ from token_meter.billing.rating import EventRater
 from token_meter.bookkeeping.drawing import Drawing
 from token_meter.bookkeeping.notice_rows import write_notice
 from token_meter.bookkeeping.plan_book import read_catalogue, touch
-from token_meter.bookkeeping.price_rows import read_rows
+from token_meter.bookkeeping.price_rows import read_history
 from token_meter.bookkeeping.settings import read_setting, write_setting
+from token_meter.bookkeeping.shipped_books import Shelf
 from token_meter.event import MeterEvent
 from token_meter.ledger.rater import Rating
 from token_meter.ledger.rows import Measure
 from token_meter.ledger.store import Store
 from token_meter.prices.book import PriceBook
 from token_meter.prices.overrides import Overrides
+from token_meter.prices.price import Price
+from token_meter.prices.shipped import ShippedBook
 
 if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger
@@ -39,16 +42,19 @@ Prices = str | os.PathLike[str] | Mapping[str, Any] | PriceBook | None
 class LedgerRater:
     """Rates by the shipped price book, the rows the ledger has beside it, and the operator's overrides.
 
-    `prices` is a file of overrides, the same as a mapping, or a whole PriceBook. The ledger remembers overrides, so
+    `prices` is a file of overrides, the same as a mapping, or a whole PriceBook; `shipped` another book than the
+    package's. The ledger remembers overrides, so
     that every process rates alike: one that is given none uses those that the ledger knows. Raises InvalidPrices at
     once for overrides that are wrong.
     """
 
-    def __init__(self, prices: Prices = None) -> None:
+    def __init__(self, prices: Prices = None, *, shipped: ShippedBook | None = None) -> None:
         self._given = prices
+        self._own_shipped = shipped
         self._base: PriceBook | None = prices if isinstance(prices, PriceBook) else None
         self._remembered: str | None = None
         self._told: set[str] = set()
+        self._books: Shelf | None = None
         self._events: EventRater | None = None
         self._drawing: Drawing | None = None
         if prices is not None:
@@ -57,22 +63,34 @@ class LedgerRater:
     def _shipped(self) -> PriceBook:
         """The book is read when the first event comes, in the thread that delivers."""
         if self._base is None:
-            self._base = PriceBook.load(self._given if not isinstance(self._given, PriceBook) else None)
+            self._base = PriceBook.load(
+                self._given if not isinstance(self._given, PriceBook) else None, shipped=self._own_shipped
+            )
         return self._base
 
+    @property
+    def _shelf(self) -> Shelf | None:
+        """The shipped books of the ledger; None for a whole book of one's own, which counts alone."""
+        if self._books is None and not isinstance(self._given, PriceBook):
+            self._books = Shelf(self._shipped().shipped)
+        return self._books
+
     def _book(self, connection: Connection) -> PriceBook:
-        """The book of a ledger: its rows, and the overrides that were given or that it knows."""
+        """The book of a ledger: the newest shipped one, its rows, and the overrides that were given or it knows."""
         book = self._shipped()
+        if self._shelf is not None:
+            books = self._shelf.read(connection)
+            book = book.with_shipped(self._shelf.newest(books), books)
         if self._given is None:
             known = read_setting(connection, OVERRIDES)
             if known is not None:
                 book = book.with_overrides(Overrides.read(known))
-        rows = read_rows(connection)
-        return book.with_rows([*book.rows, *rows]) if rows else book
+        rows = read_history(connection)
+        return book.with_rows([*book.history, *rows]) if rows else book
 
     def renew(self, store: Store, connection: Connection) -> None:
-        """Read prices and plans of this ledger, in a transaction that writes: overrides are remembered by it."""
-        self._remember(connection)
+        """Read prices and plans of this ledger, in a transaction that writes: what was given here is kept in it."""
+        self._remember(store, connection)
         self.read(connection)
 
     def read(self, connection: Connection) -> None:
@@ -86,14 +104,18 @@ class LedgerRater:
         """The overrides that were given here."""
         return self._shipped().overrides if self._given is not None else None
 
-    def _remember(self, connection: Connection) -> None:
-        """Overrides that were given here hold for every process: once, so that two that differ do not take turns."""
+    def _remember(self, store: Store, connection: Connection) -> None:
+        """The shipped book and the overrides that were given here hold for every process. Overrides are written once,
+        so that two that differ do not take turns."""
+        now = time.time_ns() // 1000
+        if self._shelf is not None and self._shelf.add(store, connection, self._shelf.read(connection), now):
+            touch(connection)
         overrides = self._own
         if overrides is None or overrides.version == self._remembered:
             return
         document = overrides.document()
         if read_setting(connection, OVERRIDES) != document:
-            write_setting(connection, OVERRIDES, document, moment=time.time_ns() // 1000)
+            write_setting(connection, OVERRIDES, document, moment=now)
             touch(connection)
 
     def rate(self, event: MeterEvent) -> Mapping[str, Rating]:
@@ -121,6 +143,11 @@ class LedgerRater:
                 _log.warning("%s", missing)
 
         return remember
+
+    def shipped_rows(self, connection: Connection) -> list[Price]:
+        """Every row of the shipped book that a ledger goes by."""
+        book = self._book(connection).with_overrides(None).with_rows(())
+        return [price for model in book.models() for price in model.prices]
 
     def book_of(self, ledger: Ledger) -> PriceBook:
         """The price book by which this ledger's events are rated."""

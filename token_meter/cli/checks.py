@@ -132,6 +132,11 @@ def _quality(facts: Facts) -> Iterator[Check]:
     yield _anomalies(ledger)
     yield _pending(ledger, again)
     yield _book(ledger)
+    if ledger.prices_held:
+        yield Check(
+            Level.NOTICE, "new prices", f"{counted(ledger.prices_held, 'price waits', 'prices wait')} for a decision",
+            f"See what they mean: token-meter prices held{again}; then accept or reject them",
+        )  # fmt: skip
 
 
 def _book(ledger: LedgerFacts) -> Check:

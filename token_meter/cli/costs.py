@@ -86,6 +86,12 @@ class CostReport:
         ]
         if len(ordered) > REASONS_SHOWN_MAX:
             notes.append(f"... and {len(ordered) - REASONS_SHOWN_MAX} other reasons")
+        waiting = sum(sum(row.provisional.values()) for row in self.rows)
+        if waiting:
+            notes.append(
+                f"provisional: {waiting:,} units are costed at a price whose rise waits for you: "
+                "see `token-meter prices held`"
+            )
         if any(row.uncharged for row in self.rows):
             notes.append("some usage has no price of ours yet: see `token-meter plans list`")
         if any(row.by_period for row in self.rows):
@@ -156,6 +162,7 @@ def _document(row: CostRow) -> dict[str, Any]:
         "margin": None if margin is None else plain(margin),
         "below_cost": row.below_cost,
         "unpriced": dict(row.unpriced),
+        "provisional": dict(row.provisional),
         "uncharged": dict(row.uncharged),
         "by_period": dict(row.by_period),
         "reasons": row.reasons,

@@ -43,6 +43,8 @@ class LedgerFacts:
     conflicts: tuple[Conflict, ...]
     pending: int = 0
     """Events without a price, or not rated yet."""
+    prices_held: int = 0
+    """Prices that wait for somebody to accept or reject them."""
     prices_of: datetime | None = None
     """When the prices were last compiled or synced."""
 
@@ -123,6 +125,7 @@ def _ledger_facts(ledger: Ledger, since: datetime) -> LedgerFacts:
         anomalies_read=seen,
         conflicts=tuple(conflicts[:CONFLICTS_SHOWN_MAX]),
         pending=ledger.pending(),
+        prices_held=_prices_held(ledger),
         prices_of=_prices_of(ledger),
     )
 
@@ -194,6 +197,13 @@ def _hook_trouble(sdk: Any) -> str | None:
     for patch in patches:
         patch.undo()
     return None
+
+
+def _prices_held(ledger: Ledger) -> int:
+    from token_meter.bookkeeping.price_rows import read_rows
+
+    with ledger.reading() as (_, connection):
+        return sum(1 for row in read_rows(connection) if row.status == "held")
 
 
 def _prices_of(ledger: Ledger) -> datetime | None:

@@ -13,8 +13,12 @@ from token_meter.cli.output import Shape, chosen_shape, show, write_json
 from token_meter.cli.place import find, reading
 from token_meter.cli.tables import Column, Table
 
-app = typer.Typer(cls=Commands, help="Notices: prices that changed or are missing, credit that runs low.", no_args_is_help=True,
-                  epilog=EPILOG)  # fmt: skip
+app = typer.Typer(
+    cls=Commands,
+    help="Notices: prices that changed or are missing, credit that runs low.",
+    no_args_is_help=True,
+    epilog=EPILOG,
+)
 
 
 @app.command("list", epilog=EPILOG)

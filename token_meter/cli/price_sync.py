@@ -12,6 +12,7 @@ from token_meter.cli import options
 from token_meter.cli.catch_up import catch_up
 from token_meter.cli.customer_book import there_is_none
 from token_meter.cli.exits import TROUBLE, WRONG_USAGE, Failure
+from token_meter.cli.moments import read_moment
 from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
 from token_meter.cli.place import Place, find, no_ledger
 from token_meter.cli.price_view import amount_text, at_desk, condition, day, shipped_book
@@ -152,19 +153,33 @@ def held_prices(
     note("decide with `token-meter prices accept ID` or `reject ID`" if found else "nothing waits")
 
 
-def accept_prices(ids: IdsArgument, ledger: options.LedgerOption = None, json: options.JsonOption = False) -> None:
+def accept_prices(
+    ids: IdsArgument,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TIME", help="The day from which they hold, if the feed's is not the true one."),
+    ] = None,
+    ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
+) -> None:
     """Let prices hold from their date on, that were held or rejected. Usage since then is rated again."""
-    _decide(ids, ledger, json, accepting=True)
+    moment = read_moment(start, zone=UTC, now=datetime.now(UTC))
+    with at_desk(find(ledger)) as (desk, _):
+        done = [desk.accept(id, effective_from=moment) for id in ids]
+    _say_decided(done, json, accepting=True)
 
 
 def reject_prices(ids: IdsArgument, ledger: options.LedgerOption = None, json: options.JsonOption = False) -> None:
-    """Let prices not hold, also those that did already: the price before holds again, and usage is rated again."""
-    _decide(ids, ledger, json, accepting=False)
+    """Let prices not hold, also those that did already: the price before holds again, and usage is rated again.
 
-
-def _decide(ids: Sequence[str], ledger: str | None, json: bool, *, accepting: bool) -> None:
+    A price of the shipped book can be rejected, too: `token-meter prices history MODEL` tells the ids.
+    """
     with at_desk(find(ledger)) as (desk, _):
-        done = [(desk.accept if accepting else desk.reject)(id) for id in ids]
+        done = [desk.reject(id) for id in ids]
+    _say_decided(done, json, accepting=False)
+
+
+def _say_decided(done: Sequence[Effect], json: bool, *, accepting: bool) -> None:
     if json:
         write_json([each.to_json() for each in done])
         return

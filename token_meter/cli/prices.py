@@ -59,6 +59,7 @@ HISTORY: Final = (
     Column("until", whole=True),
     Column("status", whole=True),
     Column("recorded", whole=True),
+    Column("id", whole=True, quiet=True),
     Column("source", expendable=True, quiet=True),
 )
 DIFF: Final = (
@@ -358,6 +359,7 @@ def _history_row(price: Price) -> dict[str, Any]:
         "until": day(price.effective_to),
         "status": price.status,
         "recorded": day(price.recorded_at),
+        "id": price.id,
         "source": price.source,
     }
 

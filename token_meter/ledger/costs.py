@@ -124,6 +124,11 @@ class CostRow:
         return _usage(part for part in self.parts if part.rating.charge is None and "missing" not in part.said)
 
     @property
+    def provisional(self) -> Usage:
+        """What is costed at a price whose rise waits for somebody to accept or reject it."""
+        return _usage(part for part in self.parts if "rise" in (part.rating.document.get("cost") or {}))
+
+    @property
     def reasons(self) -> dict[str, int]:
         """Why something has no provider's price, and of how many units that is true."""
         found: dict[str, int] = {}

@@ -37,11 +37,15 @@ SPANS_REMEMBERED_MAX: Final = 16
 
 
 class Rated(NamedTuple):
-    """One token type's price with its factors: `rate` is what one unit costs, exact."""
+    """One token type's price with its factors: `rate` is what one unit costs, exact.
+
+    `rise`: a dearer price that would hold here, and waits for somebody to accept it: until then this one counts.
+    """
 
     price: Price
     factors: tuple[Applied, ...]
     rate: Decimal
+    rise: Price | None = None
 
 
 class Tariff:
@@ -103,7 +107,7 @@ class Tariff:
         rate = price.rate
         for factor in factors:
             rate = EXACT.multiply(rate, factor.multiplier)
-        return Rated(price, factors, rate)
+        return Rated(price, factors, rate, self.model.rise(price, self.start))
 
     def _missing(self, token_type: str) -> str:
         assert self.model is not None
@@ -119,6 +123,13 @@ class Tariff:
         return since + (f" until {self.stop:%Y-%m-%d}" if self.stop.year < 9999 else "")
 
 
+class Shipped(NamedTuple):
+    """A shipped book, and since when it is in use."""
+
+    since: datetime
+    book: ShippedBook
+
+
 class PriceBook:
     """The shipped book, rows that came later, and the operator's overrides, which go before everything.
 
@@ -132,10 +143,14 @@ class PriceBook:
         *,
         rows: Sequence[Price] = (),
         overrides: Overrides | None = None,
+        earlier: Sequence[Shipped] = (),
     ) -> None:
         self._shipped = shipped
-        self.rows = tuple(rows)
+        self.history = tuple(rows)
+        self.rows = tuple({price.id: price for price in rows}.values())
         self.overrides = overrides
+        self.earlier = tuple(earlier)
+        self._rejected = {price.id for price in self.rows if price.status == "rejected"}
         self.made = max([shipped.made, *(price.recorded_at for price in rows if price.recorded_at is not None)])
         self.version = _version(shipped.version, self.rows, overrides)
         self._names: dict[str, dict[str, str]] = {}
@@ -153,28 +168,38 @@ class PriceBook:
         overrides: str | os.PathLike[str] | Mapping[str, Any] | Overrides | None = None,
         *,
         rows: Sequence[Price] = (),
+        shipped: ShippedBook | None = None,
     ) -> PriceBook:
-        """The shipped book with overrides: a YAML or JSON file, or the same as a mapping.
+        """The shipped book (or another) with overrides: a YAML or JSON file, or the same as a mapping.
 
         Raises InvalidPrices naming the line and the field of what is wrong in them.
         """
         from token_meter.prices.shipped import ShippedBook
 
-        return cls(ShippedBook.load(), rows=rows, overrides=None if overrides is None else _read(overrides))
+        book = shipped if shipped is not None else ShippedBook.load()
+        return cls(book, rows=rows, overrides=None if overrides is None else _read(overrides))
 
     def with_rows(self, rows: Sequence[Price]) -> PriceBook:
-        """The same book with these later rows instead of those it has."""
-        return PriceBook(self._shipped, rows=rows, overrides=self.overrides)
+        """The same book with these later rows instead of those it has; of rows with one id the last counts."""
+        return PriceBook(self._shipped, rows=rows, overrides=self.overrides, earlier=self.earlier)
 
     def with_overrides(self, overrides: Overrides | None) -> PriceBook:
         """The same book with these overrides."""
-        return PriceBook(self._shipped, rows=self.rows, overrides=overrides)
+        return PriceBook(self._shipped, rows=self.history, overrides=overrides, earlier=self.earlier)
+
+    def with_shipped(self, shipped: ShippedBook, earlier: Sequence[Shipped]) -> PriceBook:
+        """The same rows and overrides beside another shipped book, and which ones there were."""
+        return PriceBook(shipped, rows=self.history, overrides=self.overrides, earlier=earlier)
 
     def known_at(self, moment: datetime) -> PriceBook:
-        """The book as it was known then, without what was recorded later."""
-        return self.with_rows(
-            [price for price in self.rows if price.recorded_at is None or price.recorded_at <= moment]
-        )
+        """The book as it was known then: without rows and decisions that were recorded later, and with the newest of
+        the shipped books that were in use by then."""
+        rows = [price for price in self.history if price.recorded_at is None or price.recorded_at <= moment]
+        return PriceBook(self._shipped_at(moment), rows=rows, overrides=self.overrides)
+
+    def _shipped_at(self, moment: datetime) -> ShippedBook:
+        known = [each for each in self.earlier if each.since <= moment] or self.earlier[:1]
+        return max((each.book for each in known), key=lambda book: book.age, default=self._shipped)
 
     # Costs
 
@@ -209,7 +234,7 @@ class PriceBook:
                 sum_ = None
                 lines.append(CostLine(token_type, quantity, None, None, None, (), tariff.why(token_type)))
                 continue
-            price, factors, rate = rated
+            price, factors, rate, _ = rated
             amount = _multiply(rate, quantity)
             if sum_ is not None:
                 sum_ = _add(sum_, amount)
@@ -362,7 +387,8 @@ class PriceBook:
         else:
             raise KeyError(f"{provider}/{identity}")
         if added:
-            made = made.with_prices(added)
+            # A shipped row that was rejected has come back as a row of its own that says so.
+            made = made.with_prices(added, without=self._rejected)
         return _overridden(made, own) if own else made
 
     def _known(self, provider: str) -> dict[str, str]:
@@ -392,9 +418,9 @@ class PriceBook:
                 yield self.model(name, identity)
 
     @property
-    def shipped_version(self) -> str:
-        """The version of the book inside the package."""
-        return self._shipped.version
+    def shipped(self) -> ShippedBook:
+        """The shipped book beneath."""
+        return self._shipped
 
 
 def _edge(price: Price) -> int:

@@ -105,6 +105,11 @@ class _Comparison:
                 continue
             likely = Likely(stated, key, self._second()).of_new(price)
             later = price.effective_from is not None and price.effective_from > self.now
+            if price.effective_from is not None and price.effective_from > self.now:
+                # What stands in for it by then may say the same already.
+                assumed = billed(in_force([*self.known, *self.made], price.effective_from), key)
+                if assumed is not None and assumed.rate == price.rate:
+                    continue
             yield self._proposed("scheduled" if later else "added", price, None, price, likely, first_seen=False)
 
     def _at(self, moment: datetime, theirs: Mapping[PriceKey, Price]) -> Iterator[Change]:

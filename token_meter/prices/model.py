@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -60,9 +60,21 @@ class Model:
         for price in self.prices:
             self._groups.setdefault((price.token_type, price.context), []).append(price)
 
-    def with_prices(self, prices: Iterable[Price]) -> Model:
-        """The same model with more rows."""
-        return Model(self.provider, self.id, self.display_name, self.publisher, self.aliases, [*self.prices, *prices])
+    def with_prices(self, prices: Iterable[Price], *, without: Set[str] = frozenset()) -> Model:
+        """The same model with more rows, and without those of its own with these ids."""
+        kept = [price for price in self.prices if price.id not in without] if without else self.prices
+        return Model(self.provider, self.id, self.display_name, self.publisher, self.aliases, [*kept, *prices])
+
+    def rise(self, price: Price, at: datetime) -> Price | None:
+        """A dearer price of the same thing that would hold at this moment, but waits for a decision."""
+        waiting = [
+            each
+            for each in self._groups.get((price.token_type, price.context), ())
+            if each.status == "held" and each.holds_at(at) and each.currency == price.currency
+            if (each.above, each.inclusive) == (price.above, price.inclusive)
+            if each.rate is not None and price.rate is not None and each.rate > price.rate
+        ]
+        return max(waiting, key=_precedence, default=None)
 
     def ladder(self, token_type: str, context: Context, at: datetime) -> Ladder | None:
         """The prices of a token type in this context at this moment; None where the book states none.

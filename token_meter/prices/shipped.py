@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,16 +29,20 @@ FILE: Final = Path(__file__).with_name("data") / "book.json.gz"
 FORMAT: Final = 1
 BYTES_MAX: Final = 150_000
 """The compressed file is kept below this."""
+_TEXT_MAX: Final = 20_000_000
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class ShippedBook:
-    """The models of the shipped file. `version` names its content, `made` says when it was compiled."""
+    """The models of a shipped file, given as its text. `version` names its content, `made` says when it was compiled.
+
+    Raises ValueError for a format that this version of the package cannot read.
+    """
 
     def __init__(self, text: bytes) -> None:
-        head, *lines = text.splitlines()
-        document = json.loads(head)
+        self._head, *lines = text.split(b"\n")
+        document = json.loads(self._head)
         if document.get("format") != FORMAT:
             raise ValueError(f"the price book has format {document.get('format')!r}; this version reads {FORMAT}")
         self.version = sha256(text).hexdigest()[:12]
@@ -54,7 +59,25 @@ class ShippedBook:
     @classmethod
     def load(cls) -> ShippedBook:
         """Read the shipped file."""
-        return cls(gzip.decompress(FILE.read_bytes()))
+        return cls.unpacked(FILE.read_bytes())
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> ShippedBook:
+        """A book from its compressed form. Raises ValueError or OSError for what is none, or too large."""
+        with gzip.GzipFile(fileobj=BytesIO(content)) as file:
+            text = file.read(_TEXT_MAX + 1)
+        if len(text) > _TEXT_MAX:
+            raise ValueError(f"a price book has at most {_TEXT_MAX:,} bytes")
+        return cls(text)
+
+    def packed(self) -> bytes:
+        """Its compressed form."""
+        return gzip.compress(b"\n".join([self._head, *self._lines.values()]), mtime=0)
+
+    @property
+    def age(self) -> tuple[datetime, str]:
+        """By which books are newer and older."""
+        return (self.made, self.version)
 
     def providers(self) -> Iterable[str]:
         """Every provider that has models here."""
