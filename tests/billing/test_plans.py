@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -193,3 +193,46 @@ def test_the_same_price_in_a_later_book_is_the_same_rating():
 def test_a_period_must_end_after_it_starts():
     with pytest.raises(ValueError, match="must end after it starts"):
         Period(at(2), at(2))
+
+
+BOOK = PriceBook.load()
+CARD = {
+    "name": "by everything",
+    "rates": [
+        {"where": {"operation": "embeddings"}, "per_unit": "0.01"},
+        {"where": {"status": "partial"}, "per_unit": "0.02"},
+        {"where": {"team": "a*"}, "cost_plus": {"markup": "10%"},
+         "overrides": [{"model": "gpt-5-mini", "multiplier": "3"}]},
+        {"where": {"publisher": "anthropic"}, "matrix": [
+            {"headline": "output", "price": "0.5"}, {"operation": "chat", "price": "0.25"}, {"price": "0.125"}]},
+        {"cost_plus": {"multiplier": "2"}},
+        {"meter": "api_calls", "where": {"operation": "chat", "team": "b"}, "per_unit": "7"},
+    ],
+}  # fmt: skip
+CALLS = st.builds(
+    lambda model, operation, status, team, usage, tier: make_event(
+        1, time=at(6), model=model[1], model_requested=None, provider=model[0], publisher=model[0], status=status,
+        operation=operation, usage=Usage(usage), price_context={"service_tier": tier} if tier else {},
+        dimensions={"team": team} if team else {},
+    ),
+    st.sampled_from([("openai", "gpt-5"), ("openai", "gpt-5-mini"), ("anthropic", "claude-opus-5"), ("openai", "?")]),
+    st.sampled_from(["chat", "embeddings", None]),
+    st.sampled_from(["complete", "partial", "estimated"]),
+    st.sampled_from(["a", "a2", "b", None]),
+    st.sampled_from([{"input": 1}, {"output": 2}, {"input": 300_000, "output": 1}]),
+    st.sampled_from([None, "flex", "nobody's"]),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(CALLS, max_size=12))
+def test_what_was_rated_before_does_not_change_how_an_event_is_rated(events):
+    def rater():
+        cards = {"everything": [Version(1, at(1), RateCard.model_validate({**CARD, "name": "everything"}))]}
+        plans = {"pro": [Version(1, at(1), Plan.model_validate({"name": "pro", "rate_cards": ["everything"]}))]}
+        defaults = [Chosen(at(1), "pro")]
+        return EventRater(BOOK, Catalogue(cards=cards, plans=plans, defaults=defaults, bill_estimated=False))
+
+    warm = rater()
+    for event in events:
+        assert warm.rate(event) == rater().rate(event)

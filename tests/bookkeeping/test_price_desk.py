@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import func, select
 
 from tests.prices.kit import HOUR, NOW, always, batch, book_of, feed_of, from_day, model, provider, tiers
+from token_meter.bookkeeping.notice_rows import read_notices
 from token_meter.bookkeeping.price_desk import PriceDesk, Synced
 from token_meter.bookkeeping.price_impact import Effect
 from token_meter.bookkeeping.price_rows import read_rows
@@ -163,6 +164,31 @@ def test_while_a_rise_waits_costs_are_provisional(office: Office, decide: str) -
     getattr(office.desk, decide)(waiting[0].change.price.id)
     (row,) = office.ledger.costs(by=())
     assert (dict(row.provisional), row.cost) == ({}, 36 if decide == "accept" else 28)
+
+
+def test_what_the_feed_no_longer_states_waits_no_more(office: Office) -> None:
+    office.ledger.record([call(1)])
+    office.desk.sync(fetched(output_mtok="40"))
+
+    done = office.desk.sync(fetched(output_mtok="8"))
+
+    assert ([row.amount for row in done.superseded], office.desk.held()) == ([40], [])
+    (row,) = office.ledger.costs(by=())
+    assert (dict(row.provisional), row.cost) == ({}, 10)
+    assert office.desk.sync(fetched(output_mtok="8")).superseded == ()
+
+
+def test_accepting_is_noticed_like_a_change(office: Office) -> None:
+    office.ledger.record([call(1)])
+    office.desk.sync(fetched(output_mtok="12"))
+    office.desk.accept(office.desk.held()[0].change.price.id)
+
+    with office.ledger.reading() as (_, connection):
+        found = read_notices(connection)
+    assert [(each["kind"], each["document"]["verdict"]) for each in found] == [
+        ("price.changed", "held"),
+        ("price.changed", "active"),
+    ]
 
 
 def test_a_price_that_was_seen_late_is_accepted_from_its_true_date(office: Office) -> None:

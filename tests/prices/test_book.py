@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -293,7 +294,7 @@ def test_own_prices_go_before_the_book_type_by_type(tmp_path):
     book = PriceBook.load(file)
 
     assert cost({"input": 1_000_000, "output": 1_000_000}, model="gpt-5", book=book).amount == Decimal(11)
-    assert cost({"input": 1_000_000}, model="gpt-5", at="2026-10-31", book=book).amount is None
+    assert cost({"input": 1_000_000}, model="gpt-5", at="2026-10-31", book=book).amount == Decimal("1.25")
     assert cost({"input": 5, "web_search": 3}, provider="ollama", model="llama3", book=book).amount == 0
     assert cost({"input": 1_000_000}, provider="azure", model="my-prod-deployment", book=book).amount == Decimal(1)
     assert cost(
@@ -326,3 +327,148 @@ def test_a_mistake_in_the_file_names_line_and_field(tmp_path, text, said):
         PriceBook.load(file)
 
     assert said in str(told.value)
+
+
+def own(*models, **more):
+    """The shipped book with own prices."""
+    return PriceBook.load({"models": list(models), **more})
+
+
+MILLION = {"input": 1_000_000}
+
+
+def test_an_own_price_counts_only_while_it_holds():
+    book = own(
+        {"provider": "openai", "model": "gpt-5", "prices": {"input": 1}, "effective_from": "2026-11-01",
+         "effective_to": "2026-12-01"}
+    )  # fmt: skip
+
+    amounts = [
+        cost(MILLION, model="gpt-5", at=at, book=book).amount for at in ("2026-10-31", "2026-11-01", "2026-12-01")
+    ]
+    assert amounts == [Decimal("1.25"), Decimal(1), Decimal("1.25")]
+
+
+def test_an_own_price_for_long_requests_leaves_short_ones_alone():
+    book = own({"provider": "openai", "model": "gpt-5", "prices": {"input": 3}, "above_context_tokens": 2_000_000})
+
+    assert [cost({"input": n}, model="gpt-5", book=book).amount for n in (1_000_000, 3_000_000)] == [
+        Decimal("1.25"), Decimal(9),
+    ]  # fmt: skip
+
+
+def test_other_capitals_are_the_same_model():
+    book = own({"provider": "openai", "model": "GPT-5", "prices": {"input": 1}},
+               discounts=[{"provider": "openai", "model": "GPT-5-Mini-2025-08-07", "list_multiplier": "0.5"}])  # fmt: skip
+
+    assert cost({**MILLION, "output": 1_000_000}, model="gpt-5", book=book).amount == 11
+    assert cost(MILLION, model="gpt-5-mini", book=book).amount == Decimal("0.125")
+    assert book.doubts() == []
+
+
+def test_what_is_free_is_free_in_any_context():
+    book = own({"provider": "ollama", "model": "llama3", "free": True})
+
+    for context in ({"service_tier": "flex"}, {"geo": "eu"}, {"batch": True}):
+        assert cost(MILLION, provider="ollama", model="llama3", context=context, book=book).amount == 0
+
+
+def test_a_discount_is_of_the_provider_that_bills():
+    book = own(discounts=[{"provider": "openai", "model": "*", "list_multiplier": "0.5"},
+                          {"provider": "azure", "model": "gpt-5-mini", "list_multiplier": "0.8"}])  # fmt: skip
+
+    costs = {
+        (provider, model): cost(MILLION, provider=provider, model=model, book=book).amount
+        for provider in ("openai", "azure")
+        for model in ("gpt-5", "gpt-5-mini")
+    }
+    assert costs == {
+        ("openai", "gpt-5"): Decimal("0.625"), ("openai", "gpt-5-mini"): Decimal("0.125"),
+        ("azure", "gpt-5"): Decimal("1.25"), ("azure", "gpt-5-mini"): Decimal("0.2"),
+    }  # fmt: skip
+
+
+def test_a_deployment_with_a_price_of_its_own_goes_before_the_model_that_answers():
+    book = own({"provider": "azure", "model": "ptu", "free": True},
+               aliases=[{"provider": "azure", "model": "prod", "is": "gpt-5"}])  # fmt: skip
+
+    def azure(requested):
+        return cost(MILLION, provider="azure", model="gpt-4o-2024-11-20", model_requested=requested, book=book).amount
+
+    assert (azure("ptu"), azure("prod"), azure(None)) == (0, Decimal("2.5"), Decimal("2.5"))
+
+
+def test_overrides_without_effect_are_doubted():
+    book = own(discounts=[{"provider": "opnai", "list_multiplier": "0.5"},
+                          {"provider": "openai", "model": "gpt-5-maxi", "list_multiplier": "0.5"},
+                          {"provider": "azure", "model": "gpt-5", "list_multiplier": "0.5"},
+                          {"provider": "openai", "model": "gpt-*", "list_multiplier": "0.5"}])  # fmt: skip
+
+    assert book.doubts() == [
+        "the discount for opnai/* applies to nothing: the price book has no provider 'opnai'. Did you mean 'openai'?",
+        "the discount for openai/gpt-5-maxi applies to nothing: the price book has no such model. "
+        "Did you mean 'gpt-5-mini'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"models": [{"provider": "a", "model": "b", "prices": {"input": 1}},
+                     {"provider": "A", "model": "B", "prices": {"input": 2}}]}, "more than one model for B"),
+        ({"discounts": [{"provider": "openai", "list_multiplier": "0.5"}] * 2}, "more than one discount"),
+        ({"aliases": [{"provider": "azure", "model": "x", "is": "gpt-5"}] * 2}, "more than one alias for x"),
+        ({"exchange": [{"currency": "EUR", "rate": 1}] * 2}, "more than one exchange rate for EUR"),
+        ({"exchange": [{"currency": "EUR", "rate": 0}]}, "must be above 0"),
+        ({"discounts": [{"provider": "openai", "list_multiplier": 0}]}, "write `free: true`"),
+        ({"models": [{"provider": "a", "model": "b", "prices": {"input": 1}, "context": {"batchh": True}}]},
+         "'batchh' is no context of a price"),
+        ({"models": [{"provider": "a", "model": "b", "prices": {"input": 1}, "context": {"geo": "eu"}}]},
+         "belongs under `geo`"),
+        ({"models": [{"provider": "a", "model": "b\x1b[2J", "prices": {"input": 1}}]}, "is no name"),
+    ],
+)  # fmt: skip
+def test_overrides_that_cannot_be_meant_are_refused(wrong, said):
+    with pytest.raises(InvalidPrices, match=said):
+        PriceBook.load(wrong)
+
+
+@pytest.mark.parametrize("yes", [True, 1, "true", "yes", "1", "Batch"])
+def test_a_batch_is_a_batch_however_it_is_said(yes):
+    assert cost(MILLION, model="gpt-5", context={"batch": yes}).amount == Decimal("0.625")
+
+
+@pytest.mark.parametrize(
+    "context", [{"batch": "sometimes"}, {"batch": 2}, {"service_tier": 5}, {"speed": ["fast"]}, {"geo": 7}]
+)
+def test_a_context_that_nobody_knows_is_not_the_standard(context):
+    assert cost(MILLION, model="gpt-5", context=context).amount is None
+
+
+@pytest.mark.parametrize(
+    ("provider", "name"),
+    [("aws", "amazon.nova-pro-v2:0"), ("aws", "amazon.titan-embed-text-v3"), ("openai", "gpt-5-v9")],
+)
+def test_another_version_is_another_model(provider, name):
+    assert BOOK.find(provider, name) is None
+
+
+def test_what_is_charged_by_the_request_too_has_no_price():
+    assert cost({"input": 100}, provider="perplexity", model="sonar-pro").amount is None
+
+
+def test_the_book_as_it_was_known_follows_every_decision():
+    days = [AT + timedelta(days=day) for day in range(4)]
+    row = priced(model="two", amount=Decimal(5), recorded_at=days[1])
+    book = book_of(priced(model="two")).with_rows(
+        [row, replace(row, status="rejected", recorded_at=days[2]), replace(row, recorded_at=days[3])]
+    )
+
+    known = [book.known_at(day).cost(provider="acme", model="two", usage=MILLION, at=AT).amount for day in days]
+    assert known == [1, 5, 1, 5]
+
+
+def test_a_model_that_came_with_other_names_is_found_by_them():
+    book = BOOK.with_rows([priced(provider="openai", model="gpt-9", aliases=("gpt-nine",))])
+
+    assert cost(MILLION, model="GPT-Nine", book=book).amount == 1

@@ -540,3 +540,60 @@ def test_what_is_no_feed_of_prices_is_refused(feed: Feed, said: str) -> None:
         merge(BOOK, feed, now=NOW)
 
     assert str(refused.value) == said
+
+
+PRICES = {"input_mtok": "2", "output_mtok": "8"}
+
+
+def test_what_waits_and_is_no_longer_stated_waits_no_more() -> None:
+    book = book_of(provider("openai", model("gpt-5", PRICES)))
+    first = merge(book, feed_of(provider("openai", model("gpt-5", PRICES | {"output_mtok": "40"}))), now=NOW)
+    waiting = book.with_rows(first.rows)
+
+    later = merge(waiting, feed_of(provider("openai", model("gpt-5", PRICES))), now=NOW + timedelta(days=1))
+    again = merge(
+        waiting.with_rows([*waiting.history, *later.superseded]),
+        feed_of(provider("openai", model("gpt-5", PRICES | {"output_mtok": "40"}))),
+        now=NOW + timedelta(days=2),
+    )
+
+    assert [row.status for row in first.rows] == ["held"]
+    assert [(row.id, row.status) for row in later.superseded] == [(first.rows[0].id, "rejected")]
+    assert [(each.verdict, each.standing) for each in again.changes] == [("held", False)]
+
+
+def test_a_new_model_keeps_its_other_names() -> None:
+    new = model("gpt-9", PRICES) | {"match": {"or": [{"equals": "gpt-9"}, {"equals": "gpt-nine"}]}}
+    merged = merge(book_of(provider("openai", model("gpt-5", PRICES))),
+                   feed_of(provider("openai", model("gpt-5", PRICES), new)), now=NOW)  # fmt: skip
+
+    assert {row.aliases for row in merged.rows} == {("gpt-nine",)}
+
+
+def test_a_few_models_may_go_and_rejected_ones_are_not_missed() -> None:
+    names = [f"gpt-{number}" for number in range(25)]
+    book = book_of(provider("openai", *(model(name, PRICES) for name in names)))
+    junk = feed_of(provider("openai", *(model(name, PRICES) for name in [*names, "junk-1", "junk-2", "junk-3"])))
+    rejected = book.with_rows([replace(row, status="rejected") for row in merge(book, junk, now=NOW).rows])
+
+    merge(rejected, feed_of(provider("openai", *(model(name, PRICES) for name in names[2:]))), now=NOW)
+    with pytest.raises(InvalidPrices, match="lacks 3 of the 25 models"):
+        merge(rejected, feed_of(provider("openai", *(model(name, PRICES) for name in names[3:]))), now=NOW)
+
+
+def test_what_is_charged_by_the_request_too_is_not_taken() -> None:
+    feed = feed_of(provider("perplexity", model("sonar", PRICES | {"requests_kcount": "12"})))
+
+    assert [each.prices for each in feed.models] == [[]]
+
+
+@pytest.mark.parametrize("name", ["gpt\x1b[2J", "\ud800", "", "x" * 300, 7, None])
+def test_names_that_are_none_are_refused(name: Any) -> None:
+    with pytest.raises(ValueError, match=r"is no name|no price feed"):
+        feed_of(provider("openai", model("gpt-5", PRICES) | {"id": name}))
+
+
+@pytest.mark.parametrize("start", [Decimal("1e39"), 10**13, 0, -5, Decimal("0.5"), Decimal("1e9999999")])
+def test_thresholds_that_are_none_are_refused(start: Any) -> None:
+    with pytest.raises(ValueError, match="threshold of the feed"):
+        feed_of(provider("openai", model("gpt-5", {"input_mtok": tiers("1", start, "2")})))

@@ -19,6 +19,7 @@ from token_meter.ledger.rater import Rating
 from token_meter.ledger.tables import EVENTS
 from token_meter.money import EXACT, plain
 from token_meter.prices.book import CURRENCY, PriceBook, Rated, Tariff
+from token_meter.prices.model import Model
 from token_meter.usage import TOKEN_TYPES
 
 REMEMBERED_MAX: Final = 50_000
@@ -31,13 +32,17 @@ _NO_FACTORS: Final[Mapping[str, str]] = {}
 
 
 class Missing(NamedTuple):
-    """A price that is missing: usage of this model (or of this meter of one's own) is held until it is there."""
+    """A price that is missing: usage of this model (or of this meter of one's own) is held until it is there.
+
+    `charged`: only the provider's price is missing, and the plan has its own.
+    """
 
     provider: str | None
     model: str | None
     meter: str
     token_type: str
     why: str
+    charged: bool
     customer: str | None
     at: datetime
 
@@ -46,12 +51,14 @@ class Missing(NamedTuple):
         """One for each provider and model."""
         return f"{self.meter}|{self.provider}|{self.model}"
 
-    def document(self) -> dict[str, str | None]:
+    def document(self) -> dict[str, object]:
         """For a notice."""
         return {**self._asdict(), "at": self.at.isoformat()}
 
     def __str__(self) -> str:
-        what = f"{self.provider} {self.model}" if self.model is not None else f"meter {self.meter}"
+        what = f"{self.provider or '(no provider)'} {self.model}" if self.model else f"meter {self.meter}"
+        if self.charged:
+            return f"no price for {what}, {self.token_type}: {self.why}. It is charged by its plan; its cost is unknown"
         return (
             f"no price for {what}, {self.token_type}: {self.why}. Its usage is held and is billed when the price is "
             "there: give it in your price overrides or your rate card, or run `token-meter prices sync`"
@@ -65,6 +72,7 @@ class EventRater:
         self.book = book
         self.catalogue = catalogue
         self._terms: dict[tuple[str, str | None], tuple[Terms, datetime, datetime]] = {}
+        self._named: dict[int, tuple[Terms, tuple[str, ...]]] = {}
         self._shared: dict[tuple[object, ...], Terms] = {}
         self._pinned: dict[tuple[int, int], PriceBook] = {}
         self._answers: dict[tuple[object, ...], tuple[object, object, Mapping[str, Rating]]] = {}
@@ -83,8 +91,8 @@ class EventRater:
         )
         found = tariff.found(event.price_context, event.usage)
         key = (
-            id(terms), id(tariff), id(found), event.meter, event.operation is None, event.status == "estimated",
-            event.publisher, *event.usage, *(event.dimensions.get(name) for name in _names(terms)),
+            id(terms), id(tariff), id(found), event.meter, is_call(event), event.status == "estimated",
+            event.publisher, *event.usage, *(dimension_of(event, name) for name in self._names(terms)),
         )  # fmt: skip
         kept = self._answers.get(key)
         if kept is None:
@@ -93,6 +101,14 @@ class EventRater:
             # Kept with what its key names by identity, so that no other object takes that name.
             kept = self._answers[key] = (terms, (tariff, found), self._rate(event, terms, tariff))
         return kept[2]
+
+    def _names(self, terms: Terms) -> tuple[str, ...]:
+        """The dimensions on which the rates of these terms depend."""
+        kept = self._named.get(id(terms))
+        if kept is None:
+            names = tuple(sorted({name for card in terms.cards for name in card.content.names()} - _OF_TYPES))
+            kept = self._named[id(terms)] = (terms, names)
+        return kept[1]
 
     def _terms_of(self, event: MeterEvent) -> Terms:
         who = (event.mode, event.customer)
@@ -116,14 +132,14 @@ class EventRater:
         for token_type in event.usage:
             dimensions = {**shared, "token_type": token_type, "headline": TOKEN_TYPES[token_type].headline}
             cost = self._cost(event, tariff, token_type)
-            charge = self._charge(event, terms, event.meter, dimensions, cost)
+            charge = self._charge(event, terms, event.meter, dimensions, cost, tariff)
             answer[token_type] = _rating(cost, charge, self.book.version)
         counted = API_CALLS if event.meter == LLM_TOKENS else event.meter
         meter = self.catalogue.meters.get(counted)
         if meter is None or (meter.aggregation == "sum" and not (counted == API_CALLS and is_call(event))):
             answer[EVENTS] = FREE
         else:
-            answer[EVENTS] = _rating(_NOTHING, self._charge(event, terms, counted, shared, _NOTHING), None)
+            answer[EVENTS] = _rating(_NOTHING, self._charge(event, terms, counted, shared, _NOTHING, tariff), None)
         self._notice(event, answer)
         return answer
 
@@ -132,23 +148,32 @@ class EventRater:
             if rating.pending:
                 sides = (rating.document["cost"], rating.document["charge"])
                 why = next(side["missing"] for side in sides if side and "missing" in side)
-                found = Missing(event.provider, event.model, event.meter, name, why, event.customer, event.time)
+                found = Missing(
+                    event.provider, event.model, event.meter, name, why, rating.charge is not None, event.customer,
+                    event.time,
+                )  # fmt: skip
                 self.missing.setdefault(found.key, found)
 
-    def _pinned_cost(self, event: MeterEvent, terms: Terms, card: Version[RateCard], token_type: str) -> Share:
+    def _pinned_cost(
+        self, event: MeterEvent, terms: Terms, card: Version[RateCard], token_type: str, model: Model | None
+    ) -> Share:
         """The cost that a card multiplies which does not follow every change of prices.
 
-        `hold`: by the prices that were known when the card's version began; `new`: when the customer subscribed.
+        `hold`: by the prices that were known when the card's version began; `new`: when the customer subscribed. What
+        had no price then (a model that came later) is charged by the first one that came.
         """
         since = card.effective_from
         if card.content.apply_to == "new" and terms.subscription is not None:
             since = terms.subscription.start
-        pinned = self._pinned_book(since)
-        tariff = pinned.tariff(
-            provider=event.provider, model=event.model, at=event.time, context=event.price_context,
-            model_requested=event.model_requested,
-        )  # fmt: skip
-        return self._cost(event, tariff, token_type)
+        for moment in (since, *self.book.learned(model, since)):
+            tariff = self._pinned_book(moment).tariff(
+                provider=event.provider, model=event.model, at=event.time, context=event.price_context,
+                model_requested=event.model_requested,
+            )  # fmt: skip
+            cost = self._cost(event, tariff, token_type)
+            if cost.rate is not None:
+                break
+        return cost
 
     def _pinned_book(self, since: datetime) -> PriceBook:
         """The book as it was known then. The same for all moments between two changes of it."""
@@ -167,7 +192,9 @@ class EventRater:
             return Share(None, {"missing": tariff.why(token_type)}, pending=True)
         return Share(rated.rate, _priced(rated), pending=False)
 
-    def _charge(self, event: MeterEvent, terms: Terms, meter: str, dimensions: Dimensions, cost: Share) -> Share | None:
+    def _charge(
+        self, event: MeterEvent, terms: Terms, meter: str, dimensions: Dimensions, cost: Share, tariff: Tariff
+    ) -> Share | None:
         """What is charged for a unit; None: the plan charges nothing for it."""
         definition = self.catalogue.meters.get(meter)
         summed = definition is None or definition.aggregation in ("sum", "count")
@@ -185,7 +212,7 @@ class EventRater:
                 return Share(None, {**said, "kind": "by_the_period"}, pending=False)
             token_type = dimensions.get("token_type")
             if card.content.apply_to != "all" and token_type is not None and card.content.rates[place].cost_plus:
-                pinned = self._pinned_cost(event, terms, card, token_type)
+                pinned = self._pinned_cost(event, terms, card, token_type, tariff.model)
                 said = {**said, "pinned": {"apply_to": card.content.apply_to, **(pinned.said or {})}}
                 return charged(card, place, dimensions, pinned, said, self.book, event.time)
             return charged(card, place, dimensions, cost, said, self.book, event.time)
@@ -217,11 +244,12 @@ def charged(
 ) -> Share:
     """The charge of one unit by this rate of a card."""
     rate = card.content.rates[place]
-    said = {**said, "kind": rate.kind}
+    exchange = None if card.content.currency == CURRENCY else book.exchange(card.content.currency, at)
+    said = {**said, "kind": rate.kind, **({} if exchange is None else {"exchange": plain(exchange)})}
     if rate.kind in BY_THE_PERIOD:
         return Share(None, said, pending=False)
     if rate.kind == "cost_plus":
-        return _cost_plus(rate, dimensions, cost, said, card.content.currency, book, at)
+        return _cost_plus(rate, dimensions, cost, said, card.content.currency, exchange, at)
     if rate.kind == "matrix":
         row = rate.row(dimensions)
         if row is None:
@@ -241,7 +269,7 @@ def _cost_plus(
     cost: Share,
     said: Mapping[str, Any],
     currency: str,
-    book: PriceBook,
+    exchange: Decimal | None,
     at: datetime,
 ) -> Share:
     multiplier = rate.factor(dimensions)
@@ -250,34 +278,30 @@ def _cost_plus(
         return Share(None, {**said, "missing": "the provider's price"}, pending=True)
     unit = EXACT.multiply(cost.rate, multiplier)
     if currency != CURRENCY:
-        exchange = book.exchange(currency, at)
         if exchange is None:
-            missing = f"an exchange rate from {CURRENCY} to {currency} at {at:%Y-%m-%d}"
+            missing = f"an exchange rate from {CURRENCY} to {currency} at {at:%Y-%m-%d} (`exchange` in your overrides)"
             return Share(None, {**said, "missing": missing}, pending=True)
         unit = EXACT.divide(unit, exchange)
-        said = {**said, "exchange": plain(exchange)}
     return Share(unit, said, pending=False)
+
+
+_OF_TYPES: Final = frozenset({"token_type", "headline"})
+_OF_EVENTS: Final = ("provider", "publisher", "model", "operation", "status")
 
 
 def dimensions_of(event: MeterEvent) -> dict[str, str | None]:
     """What rates may depend on, token type aside: the event's own dimensions, then what it says of itself."""
-    return {
-        **event.dimensions,
-        "provider": event.provider,
-        "publisher": event.publisher,
-        "model": event.model,
-        "operation": event.operation,
-        "status": event.status,
-    }
+    return {**event.dimensions, **{name: getattr(event, name) for name in _OF_EVENTS}}
+
+
+def dimension_of(event: MeterEvent, name: str) -> str | None:
+    """One of `dimensions_of`."""
+    return getattr(event, name) if name in _OF_EVENTS else event.dimensions.get(name)
 
 
 def is_call(event: MeterEvent) -> bool:
     """Whether it came of a call of a model: usage that was entered by hand or uploaded has no operation."""
     return event.meter == LLM_TOKENS and event.operation is not None and event.status != "unmetered"
-
-
-def _names(terms: Terms) -> list[str]:
-    return sorted({name for card in terms.cards for name in card.content.names()})
 
 
 def _priced(rated: Rated) -> dict[str, Any]:

@@ -31,13 +31,13 @@ def write_notice(
     *,
     mode: str = "live",
     customer: str | None = None,
-) -> None:
-    """Write a notice unless it is there. `key` is its idempotency key for whoever acts on it."""
+) -> bool:
+    """Write a notice unless it is there; whether it is new. `key` is its idempotency key for whoever acts on it."""
     row = {
         "kind": kind, "key": key, "mode": mode, "customer": None if customer is None else to_stored(customer),
         "recorded": time.time_ns() // 1000, "document": json.dumps(dict(document), sort_keys=True),
     }  # fmt: skip
-    store.insert_missing(connection, notices, [row])
+    return store.insert_if_missing(connection, notices, row)
 
 
 def read_notices(connection: Connection, after: int = 0) -> list[dict[str, Any]]:

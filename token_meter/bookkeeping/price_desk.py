@@ -49,7 +49,8 @@ ID_CHARACTERS_MIN: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What came of a sync. `agreed` prices are the same, `rated` is how many events have another rating now."""
+    """What came of a sync. `agreed` prices are the same, `rated` is how many events have another rating now, and
+    `superseded` rows no longer wait, because the source no longer states them."""
 
     source: str
     version: str
@@ -58,6 +59,7 @@ class Synced:
     agreed: int = 0
     lagging: int = 0
     rated: int = 0
+    superseded: tuple[Price, ...] = ()
 
     @property
     def waiting(self) -> list[Effect]:
@@ -104,7 +106,10 @@ class PriceDesk:
         book = self.book
         merged = merge(book, fetched.feed, now=self._moment(), second=second)
         found = effects(self._ledger, book, merged.changes, now=self._moment())
-        return Synced(fetched.source, fetched.version, False, tuple(found), merged.agreed, merged.lagging)
+        return Synced(
+            fetched.source, fetched.version, False, tuple(found), merged.agreed, merged.lagging,
+            superseded=merged.superseded,
+        )  # fmt: skip
 
     def sync(self, fetched: Fetched, *, confirm: bool = False, second: SecondSource | None = None) -> Synced:
         """Take what a feed changes: likely changes hold from their date on, the others wait or are refused.
@@ -117,7 +122,8 @@ class PriceDesk:
             found = self.preview(fetched, second=second)
             if confirm:
                 found = replace(found, effects=tuple(map(_confirmed, found.effects)))
-            rows = [each.change.price for each in found.effects if each.change.verdict and not each.change.standing]
+            new = [each.change.price for each in found.effects if each.change.verdict and not each.change.standing]
+            rows = [*new, *found.superseded]
             try:
                 self._record(rows, fetched, before, found.effects)
             except _Moved:
@@ -139,7 +145,7 @@ class PriceDesk:
             write_rows(connection, rows, recorded=self._micros())
             for each in found:
                 if each.change.verdict and not each.change.standing:
-                    kind = "price.added" if each.change.kind == "added" else "price.changed"
+                    kind = _kind(each)
                     write_notice(store, connection, kind, f"{kind}|{each.change.price.id}", each.to_json())
             said = {"etag": fetched.etag, "version": fetched.version, "book": book}
             self._keep(connection, ETAG + fetched.source, said)
@@ -179,8 +185,18 @@ class PriceDesk:
         decided = next((each for each in self._rows() if each.id == row.id), row)
         found = self._effects([decided])[0]
         if row.status != status:
+            self._tell(found)
             self._rate(row.effective_from or EPOCH, f"price {row.id} {said}")
         return found
+
+    def _tell(self, effect: Effect) -> None:
+        """A notice that a price holds from now on that did not."""
+        change = effect.change
+        if change.verdict == "active":
+            kind = _kind(effect)
+            with self._ledger.writing() as (store, connection):
+                key = f"{kind}|{change.price.id}|{self._micros()}"
+                write_notice(store, connection, kind, key, effect.to_json())
 
     def _date(self, price_id: str, start: datetime) -> Effect:
         """Accept a row with another date: it is rejected, and one like it with that date holds."""
@@ -196,6 +212,7 @@ class PriceDesk:
                 decide(connection, replace(row, evidence=evidence(is_first_seen(row), f"dated {start}")), "rejected")
             decide(connection, dated, "active")
         found = self._effects([replace(dated, status="active")])[0]
+        self._tell(found)
         self._rate(min(start, row.effective_from or EPOCH), f"price {row.id} accepted from {start}")
         return found
 
@@ -272,10 +289,16 @@ class _Moved(Exception):
     """Somebody else changed prices or plans meanwhile."""
 
 
+def _kind(effect: Effect) -> str:
+    """The kind of notice."""
+    return "price.added" if effect.change.kind == "added" else "price.changed"
+
+
 def _since(synced: Synced) -> datetime | None:
     """Since when what was rated may have another price, or one whose rise waits. What had none is pending anyway."""
     changes = [each.change for each in synced.effects if each.change.verdict in ("active", "held")]
-    return min((each.effective_from for each in changes if each.old and each.effective_from), default=None)
+    dates = [each.effective_from for each in changes if each.old] + [row.effective_from for row in synced.superseded]
+    return min((date for date in dates if date is not None), default=None)
 
 
 def _confirmed(effect: Effect) -> Effect:

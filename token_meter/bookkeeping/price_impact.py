@@ -10,9 +10,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from token_meter.ledger.values import ANY
-from token_meter.money import EXACT, ZERO, plain
+from token_meter.money import EXACT, plain, total
 from token_meter.prices.book import PriceBook, Rated
 from token_meter.prices.change import Change
+from token_meter.prices.stated import key_of
 
 if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger
@@ -44,6 +45,14 @@ class Effect:
         }
 
 
+class _Share(NamedTuple):
+    """A customer's quantity, and the same times the factors on its price."""
+
+    customer: str | None
+    quantity: int
+    weighted: Decimal
+
+
 class _Used(NamedTuple):
     customer: str | None
     provider: str | None
@@ -64,16 +73,33 @@ def effects(ledger: Ledger, book: PriceBook, changes: Sequence[Change], *, now: 
     others = [row for row in book.rows if row.id not in named]
     before = book.with_rows(others)
     after = book.with_rows([*others, *holding, *waiting])
-    used = _by_model(ledger, after, now)
-    return [_effect(change, before, after, used, now) for change in changes]
+    used, rated = _by_model(ledger, after, now), _by_row(ledger, now)
+    return [_effect(change, before, after, used, rated, now) for change in changes]
+
+
+def _since(now: datetime) -> datetime:
+    return now.replace(minute=0, second=0, microsecond=0) - timedelta(days=DAYS)
+
+
+def _by_row(ledger: Ledger, now: datetime) -> dict[str, list[_Share]]:
+    """The usage of the last 30 days by the price row that it is billed by."""
+    found: dict[str, list[_Share]] = {}
+    for row in ledger.costs(by=("customer",), since=_since(now), meter=ANY, mode="live"):
+        for part in row.parts:
+            said = part.rating.document.get("cost") or {}
+            if "price" in said:
+                weighted = Decimal(part.quantity)
+                for _, multiplier, _ in said.get("factors", ()):
+                    weighted = EXACT.multiply(weighted, Decimal(multiplier))
+                found.setdefault(said["price"], []).append(_Share(row.group["customer"], part.quantity, weighted))
+    return found
 
 
 def _by_model(ledger: Ledger, book: PriceBook, now: datetime) -> dict[tuple[str, str], list[_Used]]:
     """The usage of the last 30 days by the model of the book that it is billed as."""
     found: dict[tuple[str, str], list[_Used]] = {}
-    since = now.replace(minute=0, second=0, microsecond=0) - timedelta(days=DAYS)
     by = ("customer", "provider", "model", "price_context")
-    for row in ledger.usage(by=by, since=since, meter=ANY, mode="live"):
+    for row in ledger.usage(by=by, since=_since(now), meter=ANY, mode="live"):
         customer, provider, name, context = (row.group[each] for each in by)
         model = book.find(provider, name)
         if model is not None:
@@ -87,15 +113,20 @@ def _effect(
     before: PriceBook,
     after: PriceBook,
     used: Mapping[tuple[str, str], Sequence[_Used]],
+    rated: Mapping[str, Sequence[_Share]],
     now: datetime,
 ) -> Effect:
-    customers: set[str | None] = set()
-    quantity, weighted = 0, ZERO
-    for each in used.get((change.price.provider, change.price.model), ()):
-        for count, rated in _touched(change, each, before, after, now):
-            customers.add(each.customer)
-            quantity += count
-            weighted = EXACT.add(weighted, _weighted(count, rated))
+    shares: list[_Share] = []
+    if change.old is not None and key_of(change.old) == key_of(change.price):
+        # What is billed by the row says more than what would be: how long each request was is known only there.
+        for id in {change.old.id, change.price.id}:
+            shares += rated.get(id, ())
+    if not shares:
+        for each in used.get((change.price.provider, change.price.model), ()):
+            for count, by in _touched(change, each, before, after, now):
+                shares.append(_Share(each.customer, count, _weighted(count, by)))
+    customers = {share.customer for share in shares}
+    quantity, weighted = sum(share.quantity for share in shares), total(share.weighted for share in shares)
     impact = None
     if change.verdict and change.old is not None and change.new is not None:
         assert change.old.rate is not None and change.new.rate is not None

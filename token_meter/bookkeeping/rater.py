@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
-from token_meter.billing.rating import EventRater
+from token_meter.billing.rating import EventRater, Missing
 from token_meter.bookkeeping.drawing import Drawing
 from token_meter.bookkeeping.notice_rows import write_notice
 from token_meter.bookkeeping.plan_book import read_catalogue, touch
@@ -58,7 +58,8 @@ class LedgerRater:
         self._events: EventRater | None = None
         self._drawing: Drawing | None = None
         if prices is not None:
-            self._shipped()
+            for doubt in self._shipped().doubts():
+                _log.warning("price overrides: %s", doubt)
 
     def _shipped(self) -> PriceBook:
         """The book is read when the first event comes, in the thread that delivers."""
@@ -130,19 +131,21 @@ class LedgerRater:
         price, once for each model."""
         assert self._events is not None and self._drawing is not None, "`renew` comes first"
         followed = self._drawing.follow(store, connection, measures)
-        told = [missing for missing in self._events.missing.values() if missing.key not in self._told]
-        for missing in told:
-            write_notice(store, connection, UNKNOWN, f"{UNKNOWN}|{missing.key}", missing.document())
+        missing = [each for each in self._events.missing.values() if each.key not in self._told]
+        new = [each for each in missing if self._write_notice(store, connection, each)]
 
         def remember() -> None:
             followed()
             if self._own is not None:
                 self._remembered = self._own.version
-            for missing in told:
-                self._told.add(missing.key)
-                _log.warning("%s", missing)
+            self._told.update(each.key for each in missing)
+            for each in new:
+                _log.warning("%s", each)
 
         return remember
+
+    def _write_notice(self, store: Store, connection: Connection, missing: Missing) -> bool:
+        return write_notice(store, connection, UNKNOWN, f"{UNKNOWN}|{missing.key}", missing.document())
 
     def shipped_rows(self, connection: Connection) -> list[Price]:
         """Every row of the shipped book that a ledger goes by."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -362,23 +362,29 @@ def _own_events(
     if not files:
         raise Failure("name the files with the events", code=WRONG_USAGE)
     total = sum(map(size_of, files)) * (1 if dry_run or skip_bad else 2)
-    known = _meters(place)
-    with writing(place, dry_run=dry_run) as recording, measuring("importing", total) as moved:
+    catch_up(place, quiet=True)  # what waits in the journal may be of the same files
+    with (
+        _known(place) as (meters, known),
+        writing(place, dry_run=dry_run) as recording,
+        measuring("importing", total) as moved,
+    ):
         return import_events(
-            recording, *files, customer=customer, at=at, meters=known, skip_bad=skip_bad, dry_run=dry_run,
-            watch=groups.add, moved=moved,
+            recording, *files, customer=customer, at=at, meters=meters, skip_bad=skip_bad, dry_run=dry_run,
+            known=known, watch=groups.add, moved=moved,
         )  # fmt: skip
 
 
-def _meters(place: Place) -> list[str]:
-    """The meters that the ledger knows; of one that is not there yet those that are built in."""
+@contextmanager
+def _known(place: Place) -> Iterator[tuple[list[str], Callable[[str], bool] | None]]:
+    """The meters that the ledger knows, and whether it knows an event; if it is not there yet, what is built in."""
     from token_meter.billing.meters import BUILT_IN
     from token_meter.bookkeeping.plan_book import PlanBook
 
     if place.missing or not holds_ledger(place):
-        return list(BUILT_IN)
+        yield list(BUILT_IN), None
+        return
     with reading(place) as opened:
-        return list(PlanBook(opened).catalogue().meters)
+        yield list(PlanBook(opened).catalogue().meters), lambda id: opened.event(id) is not None
 
 
 def _pulled(place: Place, partner: str, wanted: dict[str, Any], groups: Groups) -> Imported:
@@ -402,7 +408,7 @@ def _tell(report: Imported, groups: Groups, *, dry_run: bool) -> None:
     parts += [f"{number:,} skipped: {reason}" for reason, number in sorted(report.skipped.items())]
     if report.bad_rows:
         parts.append(f"{counted(report.bad_rows, 'row')} left out as unreadable")
-    write(f"{printable(f'{report.read:,} rows read: ' + '; '.join(parts))}\n")
+    write(printable(f"{counted(report.read, 'row')} read: {'; '.join(parts)}") + "\n")
     if report.bad_rows:
         _list_bad(report)
     if report.without_customer:

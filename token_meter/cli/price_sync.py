@@ -17,7 +17,7 @@ from token_meter.cli.output import Shape, chosen_shape, note, show, write, write
 from token_meter.cli.place import Place, find, no_ledger
 from token_meter.cli.price_view import amount_text, at_desk, condition, day, shipped_book
 from token_meter.cli.tables import Column, Table
-from token_meter.cli.text import counted
+from token_meter.cli.text import counted, printable
 
 if TYPE_CHECKING:
     from token_meter.bookkeeping.price_desk import PriceDesk, Synced
@@ -187,11 +187,12 @@ def _say_decided(done: Sequence[Effect], json: bool, *, accepting: bool) -> None
         price, change = each.change.price, each.change
         what = f"{price.provider}/{price.model} {price.token_type} ({condition(price)})"
         since = day(change.effective_from) or "always"
-        write(
-            f"{price.id}: {what} costs {amount_text(change.new_amount)} since {since}\n"
+        outcome = (
+            f"costs {amount_text(change.new_amount)} since {since}"
             if accepting
-            else f"{price.id}: {what} stays at {amount_text(change.old_amount) or 'no price'}\n"
+            else f"stays at {amount_text(change.old_amount) or 'no price'}"
         )
+        write(printable(f"{price.id}: {what} {outcome}") + "\n")
 
 
 def _fetched(desk: PriceDesk, source: str, now: datetime, *, ask_again: bool) -> Fetched:
@@ -219,6 +220,7 @@ def _report(done: Synced, shape: Shape, *, dry_run: bool) -> None:
                 "source": done.source, "version": done.version, "unchanged": done.unchanged, "dry_run": dry_run,
                 "agreed": done.agreed, "lagging": done.lagging, "rated": done.rated,
                 "changes": [each.to_json() for each in done.effects],
+                "superseded": [row.id for row in done.superseded],
             }
         )  # fmt: skip
         return
@@ -229,6 +231,9 @@ def _report(done: Synced, shape: Shape, *, dry_run: bool) -> None:
     note(f"{done.source} {done.version}: {done.agreed:,} prices are as they were")
     if done.rated:
         note(f"{counted(done.rated, 'event')} rated again")
+    if done.superseded:
+        waited = counted(len(done.superseded), "price that waited is", "prices that waited are")
+        note(f"{waited} no longer stated by the source, and dropped")
     held = sum(1 for each in done.waiting if each.change.verdict == "held")
     if held:
         note(f"{counted(held, 'price')} held: see `token-meter prices held`")

@@ -56,6 +56,8 @@ class View:
         """How old the prices are, on standard error."""
         for line in age_lines(self.book, self.checked, datetime.now(UTC)):
             note(line)
+        for doubt in self.book.doubts():
+            note(doubt)
 
 
 @contextmanager
@@ -281,7 +283,7 @@ def price_rows(models: Iterable[Model], ours: Ours, at: datetime) -> Iterator[tu
 
     order = {name: place for place, name in enumerate(TOKEN_TYPES)}
     for model in models:
-        found = [price for price in in_force(model.prices, at).values() if price.amount is not None]
+        found = [price for price in in_force(model.holding(at), at).values() if price.amount is not None]
         for price in sorted(found, key=lambda each: (order[each.token_type], each.context, each.above or 0)):
             yield (
                 price,

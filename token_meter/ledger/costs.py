@@ -48,6 +48,14 @@ class RatedQuantity(NamedTuple):
         return None if rate is None else EXACT.multiply(rate, Decimal(self.quantity))
 
     @property
+    def charge_in_dollars(self) -> Decimal | None:
+        """The charge in the currency of the cost; None also where nobody said what its currency is worth."""
+        if self.charge is None or self.currency == "USD":
+            return self.charge
+        exchange = self.said.get("exchange")
+        return None if exchange is None else EXACT.multiply(self.charge, Decimal(exchange))
+
+    @property
     def said(self) -> Mapping[str, Any]:
         """How the charge came about; empty: nothing is charged."""
         return self.rating.document.get("charge") or {}
@@ -93,18 +101,18 @@ class CostRow:
 
     @property
     def margin(self) -> Decimal | None:
-        """Charge less cost of what has both, in US dollars; None for charges in another currency."""
-        if any(currency != "USD" for currency in self.charges):
-            return None
+        """Charge less cost of what has both, in US dollars; None for charges in a currency without an exchange rate."""
         both = [part for part in self.parts if part.cost is not None and part.charge is not None]
-        return EXACT.subtract(_sum(part.charge for part in both), _sum(part.cost for part in both))
+        if any(part.charge_in_dollars is None for part in both):
+            return None
+        return EXACT.subtract(_sum(part.charge_in_dollars for part in both), _sum(part.cost for part in both))
 
     @property
     def below_cost(self) -> bool:
         """Whether something is charged at less than it costs us."""
         return any(
-            part.said and part.currency == "USD" and part.cost is not None and part.charge is not None
-            and part.charge < part.cost
+            part.said and part.cost is not None and part.charge_in_dollars is not None
+            and part.charge_in_dollars < part.cost
             for part in self.parts
         )  # fmt: skip
 

@@ -18,7 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from token_meter.event import MeterEvent
-from token_meter.partners.base import Kind, Partner, Row, Unreadable, count, derived_id, moment, nested, shown, words
+from token_meter.partners.base import (
+    Kind,
+    Partner,
+    PartnerError,
+    Row,
+    Unreadable,
+    count,
+    derived_id,
+    moment,
+    nested,
+    shown,
+    words,
+)
 from token_meter.partners.cloudflare import CLOUDFLARE
 from token_meter.partners.fields import attributing
 from token_meter.partners.files import rows
@@ -58,13 +70,15 @@ def import_events(
     meters: Collection[str] | None = None,
     skip_bad: bool = False,
     dry_run: bool = False,
+    known: Callable[[str], bool] | None = None,
     watch: Callable[[MeterEvent], object] | None = None,
     moved: Callable[[int], object] | None = None,
 ) -> Imported:
     """Record the events of files: JSON, JSON lines or CSV, plain or gzipped.
 
     `customer` and `at` are for rows that name none. `meters` are those that there are: a row of another is a mistake.
-    Where a row cannot be read nothing is recorded and UnreadableRows is raised, unless `skip_bad`.
+    Where a row cannot be read nothing is recorded and UnreadableRows is raised, unless `skip_bad`. `known` tells of an
+    id whether its event is there already: such rows are passed over and counted.
     """
     paths = [Path(each) for each in files]
     partner = _partner(in_utc(at), None if meters is None else {LLM_TOKENS, *meters})
@@ -83,14 +97,14 @@ def import_events(
                     write(event)
 
     if dry_run or not skip_bad:
-        checked = Intake(partner, chosen, watch=watch if dry_run else None)
+        checked = Intake(partner, chosen, known=known, watch=watch if dry_run else None)
         read(checked, None)
         if checked.bad_rows and not skip_bad:
             raise UnreadableRows(checked.report(recorded=False))
         if dry_run:
             return checked.report(recorded=False)
     able(meter)
-    taken, writing = Intake(partner, chosen, watch=watch), Writing(meter)
+    taken, writing = Intake(partner, chosen, known=known, watch=watch), Writing(meter)
     read(taken, writing.write)
     writing.settle()
     return taken.report(recorded=True)
@@ -174,6 +188,8 @@ def _first(row: Row, names: Collection[str]) -> str | None:
 
 
 def _digest(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise PartnerError(f"{path} is no plain file, and it is read more than once: write it into one")
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

@@ -11,6 +11,7 @@ import gzip
 import io
 import os
 import re
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -53,6 +54,8 @@ def rows(path: Path, *, lists: Sequence[str], moved: Callable[[int], object] | N
     many bytes of the file were read since it was told last. Raises OSError, and PartnerError for what is no such file.
     """
     with open(path, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise PartnerError(f"{path} is no plain file, and it is read more than once: write it into one")
         watched = _Watched(file, moved)
         opened = io.BufferedReader(watched, CHUNK_BYTES)
         if opened.peek(2)[:2] == _GZIP:

@@ -26,6 +26,7 @@ SYNC_EVENTS: Final = 1_000
 """After so many events the disk is asked whether it has them."""
 
 OUTSIDE: Final = "outside the time asked for"
+THERE: Final = "there already"
 
 
 class Recording(Protocol):
@@ -147,6 +148,8 @@ class Intake:
     watch: Callable[[MeterEvent], object] | None = None
     recent: Recent = field(default_factory=Recent)
     _counts: Counter[str] = field(default_factory=Counter)
+    known: Callable[[str], bool] | None = None
+    """Whether an event of this id is there already, and need not be written."""
     _skipped: Counter[str] = field(default_factory=Counter)
     _flagged: Counter[str] = field(default_factory=Counter)
     _statuses: Counter[str] = field(default_factory=Counter)
@@ -211,6 +214,9 @@ class Intake:
             return None
         if not self.recent.add(event.id, format_time(event.time)):
             self._counts["duplicates"] += 1
+            return None
+        if self.known is not None and self.known(event.id):
+            self._skipped[THERE] += 1
             return None
         self._counts["events"] += 1
         self._counts["without_customer"] += event.customer is None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from hashlib import sha256
@@ -51,17 +52,19 @@ class Rated(NamedTuple):
 class Tariff:
     """What one model costs in one situation, as long as nothing changes: [start, stop)."""
 
-    __slots__ = ("_edges", "_found", "_why", "book", "model", "reason", "situation", "start", "stop")
+    __slots__ = ("_edges", "_found", "_why", "book", "model", "place", "reason", "situation", "start", "stop")
 
     def __init__(
         self,
         book: PriceBook,
+        place: str,
         model: Model | None,
         situation: Situation,
         span: tuple[datetime, datetime],
         reason: str | None,
     ) -> None:
         self.book = book
+        self.place = place
         self.model = model
         self.situation = situation
         self.start, self.stop = span
@@ -100,7 +103,7 @@ class Tariff:
         if price is None or price.rate is None:
             self._why[token_type] = self._missing(token_type)
             return None
-        factors, missing = self.book.factors_of(price, self.situation, self.start)
+        factors, missing = self.book.factors_of(price, self.situation, self.start, place=self.place)
         if missing is not None:
             self._why[token_type] = missing
             return None
@@ -160,7 +163,16 @@ class PriceBook:
             self._added.setdefault(price.provider, {}).setdefault(price.model, []).append(price)
         self._tariffs: dict[tuple[Any, ...], list[Tariff]] = {}
         given = overrides.factors if overrides is not None else ()
-        self._factors: tuple[tuple[Factor, ...], tuple[Factor, ...]] = (tuple(given), shipped.factors)
+        self._factors: tuple[tuple[Factor, ...], tuple[Factor, ...]] = (
+            tuple(self._named(each) for each in given), shipped.factors,
+        )  # fmt: skip
+
+    def _named(self, factor: Factor) -> Factor:
+        """A factor with the book's id of its model: an operator may write an alias, or other capitals."""
+        if "*" in (factor.provider, factor.model[-1:]):
+            return factor
+        found = self.find(factor.provider, factor.model)
+        return factor if found is None else replace(factor, model=found.id)
 
     @classmethod
     def load(
@@ -196,6 +208,17 @@ class PriceBook:
         the shipped books that were in use by then."""
         rows = [price for price in self.history if price.recorded_at is None or price.recorded_at <= moment]
         return PriceBook(self._shipped_at(moment), rows=rows, overrides=self.overrides)
+
+    def learned(self, model: Model | None, after: datetime) -> list[datetime]:
+        """When the book learned of prices of a model after a moment, the earliest first."""
+        if model is None:
+            return []
+        mine = {
+            row.recorded_at
+            for row in self.history
+            if (row.provider, row.model) == (model.provider, model.id) and row.recorded_at is not None
+        }
+        return sorted(each for each in {*mine, *(book.since for book in self.earlier)} if each > after)
 
     def _shipped_at(self, moment: datetime) -> ShippedBook:
         known = [each for each in self.earlier if each.since <= moment] or self.earlier[:1]
@@ -274,7 +297,7 @@ class PriceBook:
     def _new_tariff(
         self, provider: str | None, model: str | None, requested: str | None, situation: Situation, at: datetime
     ) -> Tariff:
-        found = self.find(provider, model) or self.find(provider, requested)
+        place, found = self._found(provider, model, requested)
         changes = [moment for group in self._factors for each in group for moment in _ends(each)]
         windows: set[int] = set()
         if found is not None:
@@ -285,7 +308,20 @@ class PriceBook:
         if found is not None and situation.context and self._is_borrowed(found, provider):
             reason = f"{found.provider}'s price of {found.id} stands for standard requests to {provider} only"
             found = None
-        return Tariff(self, found, situation, span, reason)
+        return Tariff(self, place, found, situation, span, reason)
+
+    def _found(self, provider: str | None, model: str | None, requested: str | None) -> tuple[str, Model | None]:
+        """The model that answered, else the one requested, and the provider that bills for it. Own prices of the one
+        requested go before the book's prices of the one that answered: a deployment may have a price of its own."""
+        place, found = self._find(provider, model)
+        if found is None or (requested and self.overrides is not None and not self._has_own(found)):
+            asked_place, asked = self._find(provider, requested)
+            if asked is not None and (found is None or self._has_own(asked)):
+                return asked_place, asked
+        return place, found
+
+    def _has_own(self, model: Model) -> bool:
+        return self.overrides is not None and bool(self.overrides.prices(model.provider, model.id))
 
     def _is_borrowed(self, model: Model, provider: str | None) -> bool:
         """Whether a provider that states no price of a model bills what its maker bills: for tiers nobody knows."""
@@ -301,16 +337,22 @@ class PriceBook:
         hint = f" (did you mean {near}? Say so with an alias in your price overrides)" if near else ""
         return f"unknown model {model!r} of {place}{hint}"
 
-    def factors_of(self, price: Price, situation: Situation, at: datetime) -> tuple[tuple[Applied, ...], str | None]:
-        """The factors on a price, and what is missing (then the price cannot be used)."""
+    def factors_of(
+        self, price: Price, situation: Situation, at: datetime, *, place: str | None = None
+    ) -> tuple[tuple[Applied, ...], str | None]:
+        """The factors on a price, and what is missing (then the price cannot be used). `place` is the provider that
+        bills by it, if that is not the one whose price it is."""
         applied: list[Applied] = []
-        discount = self._factor("discount", price, at)
+        billing = replace(price, provider=place) if place is not None and place != price.provider else price
+        if not price.amount:
+            return (), None
+        discount = self._factor("discount", billing, at)
         if discount is not None and discount.multiplier != ONE:
             applied.append(Applied("discount", discount.multiplier, discount.source))
         if situation.geo is not None and price.unit == "token":
-            geo = self._factor("geo", price, at, geo=situation.geo)
+            geo = self._factor("geo", billing, at, geo=situation.geo)
             if geo is None:
-                return (), f"no price of {price.provider}/{price.model} for geo={situation.geo}"
+                return (), f"no price of {billing.provider}/{price.model} for geo={situation.geo}"
             if geo.multiplier != ONE:
                 applied.append(Applied("geo", geo.multiplier, geo.source))
         if price.currency != CURRENCY:
@@ -351,9 +393,13 @@ class PriceBook:
 
     def find(self, provider: str | None, model: str | None) -> Model | None:
         """The model of this name at this provider, or None: never one that merely looks like it."""
-        if not model:
-            return None
+        return self._find(provider, model)[1]
+
+    def _find(self, provider: str | None, model: str | None) -> tuple[str, Model | None]:
+        """The provider that bills, and the model, which may be another provider's with the same prices."""
         place = provider_named(provider)
+        if not model:
+            return place, None
         mapped = self.overrides.alias(place, model) if self.overrides is not None else None
         if mapped is not None:
             place, model = provider_named(mapped.provider or place), mapped.model
@@ -361,8 +407,25 @@ class PriceBook:
             known = self._known(name)
             for spelling in spellings(model):
                 if spelling in known:
-                    return self.model(name, known[spelling])
-        return None
+                    return place, self.model(name, known[spelling])
+        return place, None
+
+    def doubts(self) -> list[str]:
+        """What the operator's overrides say that has no effect, and so is probably a mistake."""
+        found = []
+        for factor in self._factors[0]:
+            if factor.kind == "exchange" or factor.provider == "*":
+                continue
+            name = f"the {factor.kind} for {factor.provider}/{factor.model}"
+            if factor.provider not in self.providers() and factor.provider not in self._shipped.fallbacks:
+                near = nearest(factor.provider, self.providers())
+                found.append(f"{name} applies to nothing: the price book has no provider {factor.provider!r}"
+                             + (f". Did you mean {near!r}?" if near else ""))  # fmt: skip
+            elif not factor.model.endswith("*") and self.find(factor.provider, factor.model) is None:
+                near = self.suggest(factor.provider, factor.model)
+                found.append(f"{name} applies to nothing: the price book has no such model"
+                             + (f". Did you mean {near!r}?" if near else ""))  # fmt: skip
+        return found
 
     def suggest(self, provider: str | None, model: str) -> str | None:
         """The known model whose name is nearest, for a human to look at."""
@@ -389,7 +452,9 @@ class PriceBook:
         if added:
             # A shipped row that was rejected has come back as a row of its own that says so.
             made = made.with_prices(added, without=self._rejected)
-        return _overridden(made, own) if own else made
+        if own and self.overrides is not None:
+            return made.with_own(own, free=self.overrides.is_free(provider, identity))
+        return made
 
     def _known(self, provider: str) -> dict[str, str]:
         """Every name of a provider's models, in lower case, to the model's id."""
@@ -399,10 +464,14 @@ class PriceBook:
             for identity, stored in self._shipped.models(provider).items():
                 for alias in stored[2]:
                     names.setdefault(alias, identity)
-            names |= {identity.lower(): identity for identity in self._shipped.models(provider)}
-            names |= {identity.lower(): identity for identity in self._added.get(provider, ())}
-            if self.overrides is not None:
-                names |= {identity.lower(): identity for identity in self.overrides.models(provider)}
+            for identity, rows in self._added.get(provider, {}).items():
+                for alias in {alias for row in rows if row.status == "active" for alias in row.aliases}:
+                    names.setdefault(alias, identity)
+            own = self.overrides.models(provider) if self.overrides is not None else ()
+            ids: dict[str, str] = {}
+            for identity in (*self._shipped.models(provider), *self._added.get(provider, ()), *own):
+                ids.setdefault(identity.lower(), identity)
+            names |= ids
             self._names[provider] = names
         return names
 
@@ -434,13 +503,6 @@ def _read(given: str | os.PathLike[str] | Mapping[str, Any] | Overrides) -> Over
     from token_meter.prices.overrides import Overrides
 
     return given if isinstance(given, Overrides) else Overrides.read(given)
-
-
-def _overridden(model: Model, own: Sequence[Price]) -> Model:
-    """The operator's prices instead of the book's, for the token types and contexts they name."""
-    named = {(price.token_type, price.context) for price in own}
-    kept = [price for price in model.prices if (price.token_type, price.context) not in named]
-    return Model(model.provider, model.id, model.display_name, model.publisher, model.aliases, [*kept, *own])
 
 
 def _particular(factor: Factor) -> tuple[int, int, float]:

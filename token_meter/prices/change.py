@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
@@ -18,6 +18,7 @@ FIRST_SEEN: Final = "first seen"
 """How the evidence of a row begins whose date is when we saw it, because the feed states none."""
 
 REFUSED: Final = "refused"
+SUPERSEDED: Final = "its source no longer states it"
 
 Kind = Literal["added", "changed", "scheduled", "withdrawn"]
 STATUS: Final[Mapping[Verdict, Status]] = {"active": "active", "held": "held", "refused": "rejected"}
@@ -113,6 +114,16 @@ def reason_of(price: Price) -> str:
 def was_refused(price: Price) -> bool:
     """Whether it was rejected because it was too unlikely, and not by a human."""
     return price.status == "rejected" and REFUSED in price.evidence
+
+
+def superseded_row(price: Price) -> Price:
+    """A row that waited and that its source no longer states: it is rejected, and may come again."""
+    return replace(price, status="rejected", evidence=evidence(is_first_seen(price), SUPERSEDED))
+
+
+def was_superseded(price: Price) -> bool:
+    """Whether a row was rejected because its source no longer stated it."""
+    return price.status == "rejected" and SUPERSEDED in price.evidence
 
 
 def change_of(book: PriceBook, price: Price, *, now: datetime) -> Change:

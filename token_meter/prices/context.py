@@ -16,6 +16,9 @@ from token_meter.usage import TOKEN_TYPES
 STANDARD_TIERS: Final = frozenset({"", "default", "standard", "auto", "on_demand", "on-demand", "ondemand"})
 """How providers say that a request was served at the standard price."""
 
+_YES: Final = frozenset({"yes", "true", "1", "batch"})
+_NO: Final = frozenset({"", "no", "false", "0"})
+
 STANDARD_SPEEDS: Final = frozenset({"", "standard", "normal", "default"})
 
 ANYWHERE: Final = frozenset({"", "global", "not_available", "unspecified"})
@@ -38,16 +41,18 @@ def situation_of(context: Mapping[str, Any] | None) -> Situation:
     if not context:
         return _STANDARD
     tier = _text(context.get("service_tier"))
-    batch = context.get("batch") is True or tier == "batch" or _text(context.get("processing")) == "batch"
+    batch = _text(context.get("batch"))
+    if tier == "batch" or _text(context.get("processing")) == "batch" or batch in _YES:
+        batch = "yes"
     speed = _text(context.get("speed"))
     pairs: list[tuple[str, str]] = []
-    if batch:
-        pairs.append(("batch", "yes"))
+    if batch not in _NO:
+        pairs.append(("batch", batch))
     if tier not in STANDARD_TIERS and tier != "batch":
         pairs.append(("service_tier", tier))
     if speed not in STANDARD_SPEEDS:
         pairs.append(("speed", speed))
-    geo = _text(context.get("geo") or context.get("inference_geo"))
+    geo = _text(context.get("geo")) or _text(context.get("inference_geo"))
     return Situation(tuple(pairs), None if geo in ANYWHERE else geo)
 
 
@@ -60,7 +65,8 @@ def context_tokens_of(context: Mapping[str, Any] | None, usage: Mapping[str, int
 
 
 def _text(value: object) -> str:
-    return value.strip().lower() if isinstance(value, str) else ""
+    """What is no text is kept as the text of it: nobody has a price for that, and so it is not taken for standard."""
+    return "" if value is None else str(value).strip().lower()
 
 
 _STANDARD: Final = Situation((), None)

@@ -21,7 +21,8 @@ MODELS_MIN: Final = 20
 """A provider with so many models tells whether a feed is complete."""
 
 MISSING_MAX: Final = Decimal("0.02")
-"""Of those a feed may lack this part."""
+MISSING_ALWAYS: Final = 2
+"""Of those a feed may lack this part, and always so many: models that nobody sells any more are taken out."""
 
 NAMED_MAX: Final = 5
 """So many missing models are named in a message."""
@@ -42,7 +43,7 @@ def check_feed(book: PriceBook, models: FeedModels, *, now: datetime) -> str:
     known: dict[str, set[str]] = {}
     unknown: list[datetime] = []
     for model in book.models():
-        theirs = [price for price in model.prices if family_of(price) == family]
+        theirs = [price for price in model.prices if family_of(price) == family and price.status != "rejected"]
         if theirs:
             known.setdefault(model.provider, set()).add(model.id)
             unknown.extend(_dates_unknown_to(models.get((model.provider, model.id)), theirs))
@@ -59,7 +60,7 @@ def family_of(price: Price) -> str:
 def _check_models(known: Mapping[str, set[str]], models: FeedModels) -> None:
     for provider, names in known.items():
         missing = sorted(name for name in names if (provider, name) not in models)
-        if len(names) >= MODELS_MIN and len(missing) > MISSING_MAX * len(names):
+        if len(names) >= MODELS_MIN and len(missing) > max(Decimal(MISSING_ALWAYS), MISSING_MAX * len(names)):
             named = ", ".join(missing[:NAMED_MAX]) + (", ..." if len(missing) > NAMED_MAX else "")
             raise InvalidPrices(
                 f"this feed lacks {len(missing)} of the {len(names)} models of {provider} that the book has ({named}): "

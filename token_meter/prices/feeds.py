@@ -16,7 +16,7 @@ from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from token_meter.errors import InvalidPrices, MissingExtra
 from token_meter.prices.genai import Feed, installed_feed, read_feed
@@ -101,7 +101,10 @@ def shown(source: str) -> str:
     """A source as it may be shown and kept: without the user, the password and the query of a URL."""
     if "://" not in source:
         return source
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+    except ValueError:
+        return f"{source.partition('://')[0]}://..."
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -178,15 +181,21 @@ def _download(url: str, etag: str | None) -> _Body | None:
                 if etag is not None and response.status_code == 304:
                     return None
                 return _answer(response, url, deadline)
+    except InvalidPrices:
+        raise
     except requests.Timeout:
         raise InvalidPrices(f"{shown(url)} does not answer within {TIMEOUT_SECONDS:.0f} s") from None
     except (requests.RequestException, OSError) as problem:
         raise InvalidPrices(f"cannot get prices from {shown(url)}: {type(problem).__name__}") from None
+    except ValueError:
+        raise InvalidPrices(f"cannot get prices from {shown(url)}: it is no URL, or leads to none") from None
 
 
 def _credentials(url: str) -> Any:
     parts = urlsplit(url)
-    return (parts.username or "", parts.password or "") if parts.username else lambda request: request
+    if not parts.username:
+        return lambda request: request
+    return (unquote(parts.username), unquote(parts.password or ""))
 
 
 def _asked(session: requests.Session, url: str, etag: str | None) -> requests.Response:

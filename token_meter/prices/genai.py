@@ -38,6 +38,10 @@ UNITS: Final[Mapping[str, tuple[tuple[str, ...], int]]] = {
 }
 """Their units that we meter. `input_audio_hours` repeats `audio_hours`; pages and requests are not metered."""
 
+UNMETERED: Final = frozenset({"requests_kcount", "output_citation_mtok", "input_text_messages_kcount"})
+"""What some models are charged for besides tokens, and no event counts. They have no price here at all: a cost without
+a part of it would be wrong in silence."""
+
 CACHE_WRITE: Final = "cache_write_mtok"
 """One price for writing to the cache; how long that is kept for differs by who made the model."""
 
@@ -55,6 +59,10 @@ SAME_RATE: Final = {
 
 _SAME_RATE_MODELS: Final = re.compile(r"^gemini-(?!.*(?:embedding|image|banana|tts))")
 """... and of their models those that take every modality; for the others audio has a price that is not stated."""
+
+THRESHOLD_MAX: Final = 10**12
+"""A step of more context tokens than this is taken for a mistake."""
+NAME_MAX: Final = 256
 
 _STARTS: Final = re.compile(r"^[A-Za-z0-9][\w.:@/+-]*$")
 
@@ -87,7 +95,7 @@ def read_feed(providers: Sequence[Mapping[str, Any]], *, source: str, recorded_a
     feed = Feed([], {}, {})
     try:
         for provider in providers:
-            name = provider["id"]
+            name = _name(provider["id"])
             feed.names[name] = provider.get("name") or name
             if provider.get("fallback_model_providers"):
                 feed.fallbacks[name] = tuple(provider["fallback_model_providers"])
@@ -110,12 +118,14 @@ def installed_feed() -> tuple[list[dict[str, Any]], str]:
 def _model(
     provider: str, model: Mapping[str, Any], source: str, recorded_at: datetime, publisher_of: Any
 ) -> ModelPrices:
-    identity = model["id"].removeprefix("regional.")
+    identity = _name(model["id"]).removeprefix("regional.")
+    title = model.get("name")
+    title = title if isinstance(title, str) and title.isprintable() else None
     names = [name for name in _names(model["match"]) if name.lower() != identity.lower()]
     publisher = publisher_of(identity)
-    made = ModelPrices(provider, identity, model.get("name"), tuple(dict.fromkeys(map(str.lower, names))))
+    made = ModelPrices(provider, identity, title, tuple(dict.fromkeys(map(str.lower, names))))
     conditions = _conditions(model["prices"])
-    base = {"provider": provider, "model": identity, "publisher": publisher, "display_name": model.get("name")}
+    base = {"provider": provider, "model": identity, "publisher": publisher, "display_name": title}
     more = {"source": source, "recorded_at": recorded_at}
     for (token_type, above), dated in _timeline(conditions, base).items():
         made.prices.extend(_rows(base, token_type, above, (), dated, more))
@@ -123,6 +133,13 @@ def _model(
         for (token_type, above), dated in _timeline(variants, base).items():
             made.prices.extend(_rows(base, token_type, above, context, dated, more))
     return made
+
+
+def _name(value: Any) -> str:
+    """A name out of a feed: it is shown to people and kept, so it has to be short and plain."""
+    if not isinstance(value, str) or not 0 < len(value) <= NAME_MAX or not value.isprintable():
+        raise ValueError(f"{value!a:.100} is no name")
+    return value
 
 
 Window = tuple[int, int]
@@ -203,6 +220,8 @@ def _merged(spans: Dated) -> Dated:
 
 def _amounts(prices: Mapping[str, Any], base: Mapping[str, Any]) -> dict[tuple[str, int | None], Decimal]:
     amounts: dict[tuple[str, int | None], Decimal] = {}
+    if any(prices.get(unit) for unit in UNMETERED):
+        return amounts
     for unit, value in prices.items():
         if value is None:
             continue
@@ -222,9 +241,16 @@ def _steps(value: Any) -> Iterator[tuple[int | None, Decimal]]:
     if isinstance(value, Mapping):
         yield None, _decimal(value["base"])
         for tier in value["tiers"]:
-            yield int(tier["start"]), _decimal(tier["price"])
+            yield _threshold(tier["start"]), _decimal(tier["price"])
     else:
         yield None, _decimal(value)
+
+
+def _threshold(value: Any) -> int:
+    number = decimal_of(value, "a threshold of the feed")
+    if not 0 < number <= THRESHOLD_MAX or number != number.to_integral_value():
+        raise ValueError(f"a threshold of the feed is {value}: that is no number of tokens")
+    return int(number)
 
 
 def _decimal(value: Any) -> Decimal:

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from token_meter.prices.book import PriceBook
-from token_meter.prices.change import STATUS, Change, Kind, evidence, is_first_seen, reason_of
+from token_meter.prices.change import (
+    STATUS,
+    Change,
+    Kind,
+    evidence,
+    is_first_seen,
+    reason_of,
+    superseded_row,
+    was_superseded,
+)
 from token_meter.prices.feed_check import check_feed, family_of
 from token_meter.prices.genai import Feed, ModelPrices
 from token_meter.prices.likely import Likely, Verdict
@@ -27,11 +36,13 @@ class Merge:
     """What a feed would change.
 
     `agreed` prices are the same; `lagging` ones the feed still has as they were before the book corrected them.
+    `superseded` are rows that waited and that the feed no longer states: nobody is asked about them any more.
     """
 
     changes: tuple[Change, ...]
     agreed: int
     lagging: int
+    superseded: tuple[Price, ...] = ()
 
     @property
     def rows(self) -> list[Price]:
@@ -57,7 +68,10 @@ def merge(book: PriceBook, feed: Feed, *, now: datetime, second: SecondSource | 
     for place in sorted(models):
         changes.extend(_Comparison(_known(base, place), models[place], family, now, second, counts).changes())
     changes.extend(_missing(base, models, family, now))
-    return Merge(tuple(changes), counts["agreed"], counts["lagging"])
+    proposed = {change.price.id for change in changes}
+    waiting = [row for row in base.rows if row.status == "held" and family_of(row) == family]
+    superseded = tuple(superseded_row(row) for row in waiting if row.id not in proposed)
+    return Merge(tuple(changes), counts["agreed"], counts["lagging"], superseded)
 
 
 @dataclass(slots=True)
@@ -207,6 +221,7 @@ class _Comparison:
             verdict = "held" if before.status == "held" else "refused"
         row = before or replace(
             price,
+            aliases=() if self.known else self.model.aliases,
             status=STATUS[verdict],
             recorded_at=self.now,
             evidence=evidence(first_seen, f"{verdict}: {why}" if why else ""),
@@ -223,6 +238,7 @@ class _Comparison:
             each
             for each in self.known
             if each.status != "active" and key_of(each) == key_of(price) and each.amount == price.amount
+            if not was_superseded(each)
         ]
         exact = [each for each in same if each.effective_from == price.effective_from]
         ours = [each for each in same if first_seen and is_first_seen(each)]

@@ -39,7 +39,11 @@ class Ladder(NamedTuple):
 
 
 class Model:
-    """A provider's model: its names and its prices, whatever their date, context and status."""
+    """A provider's model: its names and its prices, whatever their date, context and status.
+
+    `own` are the operator's rows: while one of them holds, it stands in the place of the others for the same token type
+    and context, from its threshold on. `free`: they hold in any context.
+    """
 
     def __init__(
         self,
@@ -49,13 +53,18 @@ class Model:
         publisher: str | None,
         aliases: Sequence[str],
         prices: Iterable[Price],
+        *,
+        own: Sequence[Price] = (),
+        free: bool = False,
     ) -> None:
         self.provider = provider
         self.id = id
         self.display_name = display_name
         self.publisher = publisher
         self.aliases = tuple(aliases)
-        self.prices = list(prices)
+        self._own = frozenset(own)
+        self._free = free
+        self.prices = [*prices, *own]
         self._groups: dict[tuple[str, Context], list[Price]] = {}
         for price in self.prices:
             self._groups.setdefault((price.token_type, price.context), []).append(price)
@@ -64,6 +73,12 @@ class Model:
         """The same model with more rows, and without those of its own with these ids."""
         kept = [price for price in self.prices if price.id not in without] if without else self.prices
         return Model(self.provider, self.id, self.display_name, self.publisher, self.aliases, [*kept, *prices])
+
+    def with_own(self, own: Sequence[Price], *, free: bool) -> Model:
+        """The same model with the operator's rows."""
+        return Model(
+            self.provider, self.id, self.display_name, self.publisher, self.aliases, self.prices, own=own, free=free
+        )
 
     def rise(self, price: Price, at: datetime) -> Price | None:
         """A dearer price of the same thing that would hold at this moment, but waits for a decision."""
@@ -86,11 +101,23 @@ class Model:
             if name is None:
                 continue
             found = self._ladder(name, context, at)
-            if found is None and context != STANDARD and self._knows(context, at):
+            if found is None and context != STANDARD and (self._free or self._knows(context, at)):
                 found = self._ladder(name, STANDARD, at)
             if found is not None:
                 return found
         return None
+
+    def _holding(self, group: Iterable[Price], at: datetime) -> list[Price]:
+        """The rows of one token type and context that hold at a moment, without those that own rows stand in for."""
+        holding = [price for price in group if price.status == "active" and price.holds_at(at)]
+        floor = min((price.above or 0 for price in holding if price in self._own), default=None) if self._own else None
+        if floor is None:
+            return holding
+        return [price for price in holding if price in self._own or (price.above or 0) < floor]
+
+    def holding(self, at: datetime) -> list[Price]:
+        """Every row that counts at a moment; of those with one key the one that began last counts."""
+        return [price for group in self._groups.values() for price in self._holding(group, at)]
 
     def contexts(self, at: datetime) -> list[Context]:
         """The contexts that have prices at this moment."""
@@ -104,11 +131,10 @@ class Model:
     def _ladder(self, token_type: str, context: Context, at: datetime) -> Ladder | None:
         """For each threshold the row that began last, of those the one recorded last; a daily window goes first."""
         best: dict[tuple[int, bool], Price] = {}
-        for price in self._groups.get((token_type, context), ()):
-            if price.status == "active" and price.holds_at(at):
-                key = (price.above or 0, price.inclusive)
-                if key not in best or _precedence(price) >= _precedence(best[key]):
-                    best[key] = price
+        for price in self._holding(self._groups.get((token_type, context), ()), at):
+            key = (price.above or 0, price.inclusive)
+            if key not in best or _precedence(price) >= _precedence(best[key]):
+                best[key] = price
         steps = sorted((price for price in best.values() if price.amount is not None), key=lambda each: each.above or 0)
         return Ladder(tuple(steps)) if steps else None
 

@@ -21,7 +21,11 @@ PROVIDERS: Final = {
 """What events and other tools call a provider, and what the book calls it."""
 
 _DATED: Final = re.compile(r"(?:[-@]\d{8}|[-@]\d{4}-\d{2}-\d{2}|-latest|@latest|@default)$")
-_VERSION: Final = re.compile(r"-v\d+(?::\d+)?(?::\d+k)?$|:\d+$")
+_REVISION: Final = re.compile(r":\d+(?::\d+k)?$")
+_FIRST: Final = re.compile(r"-v1$")
+"""The first version is what the name without one means. A second one is another model, with its own price."""
+_STABLE: Final = re.compile(r"^(gemini-.*)-00\d$")
+"""How Google names the versions of one model (cloud.google.com/vertex-ai, "model versions and lifecycle")."""
 _REGION: Final = re.compile(r"^(?:us|eu|apac|au|jp|ca|sa|in|us-gov)\.(?=[a-z0-9-]+\.)")
 _PATHS: Final = re.compile(r"^(?:arn:[^/]*/|projects/.*/models/|publishers/[^/]+/models/|models/)")
 _FINE_TUNED: Final = re.compile(r"^(ft:[^:]+):")
@@ -38,7 +42,7 @@ def spellings(model: str) -> tuple[str, ...]:
     """Under which names to look for a model, best first; lower case.
 
     The name itself; without the path that clouds put before it; a fine-tuned model's base (`ft:gpt-4o`); without the
-    date or the version behind it; without the region before it, except "global", which has prices of its own.
+    date or the revision behind it; without the region before it, except "global", which has prices of its own.
     """
     return tuple(dict.fromkeys(_spellings(model.strip().lower())))
 
@@ -58,8 +62,11 @@ def _spellings(name: str) -> Iterator[str]:
 def _undated(name: str) -> Iterator[str]:
     yield name
     yield (plain := _DATED.sub("", name))
-    yield (plain := _VERSION.sub("", plain))
-    yield _DATED.sub("", plain)
+    yield (plain := _REVISION.sub("", plain))
+    yield (plain := _DATED.sub("", plain))
+    yield (plain := _FIRST.sub("", plain))
+    yield (plain := _DATED.sub("", plain))
+    yield _STABLE.sub(r"\1", plain)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -29,7 +29,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from token_meter.documents import Document, checked, document_of, read_document
 from token_meter.errors import InvalidDocument, InvalidPrices
@@ -52,8 +52,9 @@ def _price(value: object) -> Decimal:
 
 def _multiplier(value: object) -> Decimal:
     number = decimal_of(value, "a multiplier")
-    if not 0 <= number <= 1000:
-        raise ValueError(f"a multiplier must be between 0 and 1000, not {number}")
+    if not 0 < number <= 1000:
+        free = ": for what costs nothing, write `free: true` under `models`" if not number else ""
+        raise ValueError(f"a multiplier must be above 0 and at most 1000, not {number}{free}")
     return number
 
 
@@ -67,7 +68,17 @@ def _when(value: object) -> datetime | None:
 Amount = Annotated[Decimal, BeforeValidator(_price)]
 Multiplier = Annotated[Decimal, BeforeValidator(_multiplier)]
 When = Annotated[datetime | None, BeforeValidator(_when)]
-Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError(f"{value!a} is no name")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable)]
+
+CONTEXT_FIELDS: Final = ("service_tier", "batch", "speed", "processing")
 
 
 class _Dated(BaseModel):
@@ -110,6 +121,21 @@ class ModelPriced(_Dated):
             if name not in TOKEN_TYPES:
                 raise ValueError(f"{name!r} is no token type. Known: {', '.join(TOKEN_TYPES)}")
         return value
+
+    @field_validator("context")
+    @classmethod
+    def _context_is_known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name not in CONTEXT_FIELDS:
+                hint = ": what a geography costs more belongs under `geo`" if "geo" in name else ""
+                raise ValueError(f"{name!r} is no context of a price. Known: {', '.join(CONTEXT_FIELDS)}{hint}")
+        return value
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Two entries with the same key would contradict each other."""
+        place = (provider_named(self.provider), self.model.lower(), situation_of(self.context).context)
+        return (*place, self.above_context_tokens, self.inclusive, self.effective_from)
 
     @model_validator(mode="after")
     def _says_a_price(self) -> ModelPriced:
@@ -169,6 +195,24 @@ class OverridesFile(BaseModel):
     aliases: list[Aliased] = Field(default_factory=list)
     exchange: list[Exchanged] = Field(default_factory=list)
 
+    @model_validator(mode="after")
+    def _contradicts_nothing(self) -> OverridesFile:
+        priced = [(("model", *each.key, name), each.model) for each in self.models for name in each.prices or ("free",)]
+        others = [
+            *((("discount", provider_named(each.provider), each.model.lower(), each.effective_from), each.model)
+              for each in self.discounts),
+            *((("geo", provider_named(each.provider), each.model.lower(), each.geo.lower(), each.effective_from),
+               each.model) for each in self.geo),
+            *((("alias", provider_named(each.provider), each.model.lower()), each.model) for each in self.aliases),
+            *((("exchange rate", each.currency, each.effective_from), each.currency) for each in self.exchange),
+        ]  # fmt: skip
+        seen: set[tuple[Any, ...]] = set()
+        for key, name in (*priced, *others):
+            if key in seen:
+                raise ValueError(f"there is more than one {key[0]} for {name} from the same date on")
+            seen.add(key)
+        return self
+
 
 class Alias(NamedTuple):
     """What a name stands for."""
@@ -185,10 +229,13 @@ class Overrides:
         text = json.dumps(file.model_dump(mode="json"), sort_keys=True)
         self.version = sha256(text.encode()).hexdigest()[:12]
         self._prices: dict[str, dict[str, list[Price]]] = {}
+        self._free: set[tuple[str, str]] = set()
         for priced in file.models:
             provider = provider_named(priced.provider)
-            rows = self._prices.setdefault(provider, {}).setdefault(priced.model, [])
+            rows = self._prices.setdefault(provider, {}).setdefault(priced.model.lower(), [])
             rows.extend(_rows(provider, priced))
+            if priced.free and not priced.context:
+                self._free.add((provider, priced.model.lower()))
         self._aliases = {
             (provider_named(each.provider), each.model.lower()): Alias(each.of, each.stands_for)
             for each in file.aliases
@@ -219,11 +266,15 @@ class Overrides:
 
     def prices(self, provider: str, model: str) -> Sequence[Price]:
         """The own prices of a model."""
-        return self._prices.get(provider, {}).get(model, ())
+        return self._prices.get(provider, {}).get(model.lower(), ())
+
+    def is_free(self, provider: str, model: str) -> bool:
+        """Whether a model was said to cost nothing, in whatever service tier or batch."""
+        return (provider, model.lower()) in self._free
 
     def models(self, provider: str) -> Iterable[str]:
         """The models of a provider with own prices."""
-        return self._prices.get(provider, ())
+        return (rows[0].model for rows in self._prices.get(provider, {}).values())
 
     def providers(self) -> Iterable[str]:
         """The providers with own prices."""

@@ -61,6 +61,7 @@ class Price:
     recorded_at: datetime | None = None
     publisher: str | None = None
     display_name: str | None = None
+    aliases: tuple[str, ...] = ()
     source: str = ""
     evidence: str = ""
     status: Status = "active"
@@ -112,6 +113,7 @@ class Price:
             "provider": self.provider,
             "model": self.model,
             "display_name": self.display_name,
+            **({"aliases": list(self.aliases)} if self.aliases else {}),
             "token_type": self.token_type,
             "amount": None if self.amount is None else plain(self.amount),
             "per": self.per,
@@ -151,6 +153,7 @@ class Price:
                 recorded_at=moment_of(document.get("recorded_at")),
                 publisher=document.get("publisher"),
                 display_name=document.get("display_name"),
+                aliases=tuple(map(str, document.get("aliases") or ())),
                 source=document.get("source") or "",
                 evidence=document.get("evidence") or "",
                 status=document.get("status") or "active",
