@@ -77,9 +77,10 @@ class Charging(ABC):
 
     @property
     def credits(self) -> CreditBook:
-        """Prepaid credit: grants, packs, balances, the journal."""
+        """Prepaid credit: grants, packs, balances, the journal; what this process has recorded is drawn first."""
         from token_meter.bookkeeping.credit_book import CreditBook
 
+        self._catch_up()
         return CreditBook(self.ledger)
 
     def credit(
@@ -90,7 +91,7 @@ class Charging(ABC):
         kind: Literal["paid", "promotional"] = "promotional",
         currency: str = "USD",
         priority: int = 50,
-        expires: datetime | None = None,
+        expires: Moment = None,
         id: str | None = None,
     ) -> CreditGrant:
         """Grant credit to a customer: it is drawn from the moment on usage is recorded. More: `meter.credits`."""
@@ -99,7 +100,7 @@ class Charging(ABC):
         )
 
     def load_plans(
-        self, file: str | os.PathLike[str] | Mapping[str, Any], *, effective_from: datetime | None = None
+        self, file: str | os.PathLike[str] | Mapping[str, Any], *, effective_from: Moment = None
     ) -> list[str]:
         """Keep the meters, rate cards and plans of a YAML file (or a mapping); the labels of what changed.
 
@@ -109,9 +110,7 @@ class Charging(ABC):
 
         return self.plans.keep(read_plans(file), effective_from=effective_from)
 
-    def subscribe(
-        self, customer: str, plan: str, *, start: datetime | None = None, stop: datetime | None = None
-    ) -> Subscription:
+    def subscribe(self, customer: str, plan: str, *, start: Moment = None, stop: Moment = None) -> Subscription:
         """Put a customer on a plan from now on, or from `start`. Raises InvalidPlan for one that overlaps another."""
         self._catch_up()
         return self.plans.subscribe(customer, plan, start=start, stop=stop)

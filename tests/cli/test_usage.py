@@ -209,7 +209,7 @@ def test_names_cannot_steer_a_terminal_or_a_table(cli: Cli) -> None:
 
 
 def test_csv_cells_are_no_formulas(cli: Cli) -> None:
-    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "＝1"]
+    names = ["=1+1", "+1+A1", "-A1", "@SUM(A1)", "\tx", "＝1"]
     store([make_event(50 + place, customer=name, usage=Usage(input=1)) for place, name in enumerate(names)])
 
     rows = list(csv.DictReader(io.StringIO(cli("usage", "--by", "customer", "--csv").out)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -71,13 +72,15 @@ def test_csv_comes_back_as_it_went_but_for_the_mark_of_formulas(names: list[str]
     assert [cell.removeprefix("'") if safe != name else cell for cell, name, safe in zip(
         read, names, map(spreadsheet_safe, names), strict=True
     )] == names  # fmt: skip
-    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in read)
+    number = re.compile(r"[-+]?\d+(\.\d+)?")
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not number.fullmatch(cell) for cell in read)
 
 
 def test_numbers_in_csv_stay_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    write_csv([Column("a"), Column("b"), Column("c")], [{"a": 1234, "b": None, "c": "-"}])
+    columns = [Column("a"), Column("b"), Column("c"), Column("d")]
+    write_csv(columns, [{"a": 1234, "b": None, "c": "-", "d": "-10.17"}, {"d": "-1+A1"}])
 
-    assert capsys.readouterr().out == "a,b,c\n1234,,'-\n"
+    assert capsys.readouterr().out == "a,b,c,d\n1234,,'-,-10.17\n,,,'-1+A1\n"
 
 
 @given(st.text())

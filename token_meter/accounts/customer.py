@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from token_meter.errors import InvalidCustomer
+from token_meter.money import decimal_of
 from token_meter.event import format_time, parse_time
 from token_meter.ledger.text import to_stored
 from token_meter.ledger.values import MODES, Mode
@@ -36,6 +37,9 @@ EXTERNAL_IDS_MAX: Final = 32
 """So many backends may know one customer."""
 
 EXTERNAL_ID_LENGTH_MAX: Final = 255
+
+TAX: Final = "tax_percent"
+"""The detail that says what tax goes on a customer's invoices; the others are only shown."""
 
 DETAILS_MAX: Final = 64
 """So many invoice details one customer may have."""
@@ -203,6 +207,7 @@ def _check(customer: Customer) -> None:
         _check_zone(customer.time_zone)
     _check_mapping("external_ids", customer.external_ids, EXTERNAL_IDS_MAX, EXTERNAL_ID_LENGTH_MAX)
     _check_mapping("details", customer.details, DETAILS_MAX, DETAIL_LENGTH_MAX)
+    _check_tax(customer.details.get(TAX))
 
 
 def _check_id(id: object) -> None:
@@ -250,6 +255,11 @@ def _check_zone(value: object) -> None:
         raise ValueError(
             f"no time zone is called {_shown(value)} on this machine: use a name such as Europe/Berlin or UTC"
         ) from None
+
+
+def _check_tax(percent: str | None) -> None:
+    if percent is not None and not 0 <= decimal_of(percent, TAX) <= 100:
+        raise ValueError(f"its {TAX} must be between 0 and 100, not {percent}")
 
 
 def _check_mapping(field_name: str, value: object, number_max: int, length_max: int) -> None:

@@ -25,7 +25,7 @@ REVENUE: Final = "revenue"
 BREAKAGE: Final = "breakage"
 REFUNDED: Final = "refunded"
 
-AGAINST: Final = {"draw": REVENUE, "settle": REVENUE, "expire": BREAKAGE, "refund": REFUNDED}
+AGAINST: Final = {"draw": REVENUE, "settle": REVENUE, "expire": BREAKAGE}
 """The other account of a posting that lessens a grant."""
 
 
@@ -97,6 +97,8 @@ def checked_grant(grant: CreditGrant) -> CreditGrant:
         raise InvalidCredit(f"a grant must be above 0, not {grant.amount}")
     if grant.price < ZERO:
         raise InvalidCredit(f"a price cannot be below 0: {grant.price}")
+    if grant.price and grant.kind == "promotional":
+        raise InvalidCredit("a promotional grant has no price: say that it is paid (--paid)")
     if grant.kind not in ("paid", "promotional"):
         raise InvalidCredit(f"a grant is paid or promotional, not {grant.kind!r}")
     if not 0 <= grant.priority <= 1000:
@@ -162,6 +164,14 @@ def lessening(parts: Sequence[Part], kind: str) -> list[Entry]:
     for grant, amount in parts:
         entries += [Entry(grant.id, DEFERRED, amount), Entry(grant.id, AGAINST[kind], EXACT.minus(amount))]
     return entries
+
+
+def refunding(grant: CreditGrant, part: Decimal) -> list[Entry]:
+    """The posting that pays back a part of a grant, in the proportion in which it was paid for."""
+    paid = EXACT.divide(EXACT.multiply(part, grant.price), grant.amount)
+    entries = [Entry(grant.id, DEFERRED, part), Entry(grant.id, REFUNDED, EXACT.minus(paid))]
+    given = EXACT.subtract(part, paid)
+    return [*entries, Entry(grant.id, PROMOTION, EXACT.minus(given))] if given else entries
 
 
 def voiding(grant: CreditGrant) -> list[Entry]:

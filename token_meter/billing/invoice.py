@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
 
 from token_meter.billing.lines import Held, Line, Segment, lines_of
-from token_meter.billing.meters import MeterDefinition
+from token_meter.billing.meters import BUILT_IN, MeterDefinition
 from token_meter.billing.plans import Period
 from token_meter.money import EXACT, ZERO, decimal_of, plain, rounded, shares, total, unit_of
 from token_meter.prices.price import moment_of, moment_text
@@ -68,6 +68,11 @@ class Invoice:
     def subtotal(self) -> Decimal:
         """Everything before tax and credit, rounded."""
         return self._sum(line for line in self.lines if line.kind not in ("tax", "credit"))
+
+    @property
+    def credit_used(self) -> Decimal:
+        """What was paid for with credit, rounded."""
+        return EXACT.minus(self._sum(line for line in self.lines if line.kind == "credit"))
 
     @property
     def total(self) -> Decimal:
@@ -170,9 +175,11 @@ def draw_up(
     show: str = "token_type",
     seller: Mapping[str, Any] | None = None,
     buyer: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Invoice:
     """Draw up an invoice. `bought` are packs of credit. `credit` is what may be used of the customer's credit: it pays
-    for usage, not for fees, packs or tax. `tax_percent` goes on what is left after discounts.
+    for usage, not for fees, packs or tax. `tax_percent` goes on what is left after discounts and credit: a pack of
+    credit was taxed when it was sold.
 
     Every line is exact first; then they are rounded together (largest remainder), so that they sum to the rounded
     total.
@@ -190,9 +197,9 @@ def draw_up(
         lines.append(credit_line)
     amounts = shares([line.exact for line in lines], currency, rounding)
     lines = [replace(line, amount=amount) for line, amount in zip(lines, amounts, strict=True)]
-    subtotal = total(line.amount or ZERO for line in lines if line.kind != "credit")
-    if tax_percent is not None and tax_percent and subtotal > ZERO:
-        lines.append(_tax(subtotal, tax_percent, period, currency, rounding))
+    taxed = total(line.amount or ZERO for line in lines)
+    if tax_percent is not None and tax_percent and taxed > ZERO:
+        lines.append(_tax(taxed, tax_percent, period, currency, rounding))
     return Invoice(
         customer=customer,
         mode=mode,
@@ -205,7 +212,22 @@ def draw_up(
         show=show,
         seller=seller or {},
         buyer=buyer or {},
+        notes=tuple(notes),
     )
+
+
+def note_lines(invoice: Invoice, amount: Decimal, reason: str) -> tuple[Line, ...]:
+    """The lines of a credit note over an amount of an invoice, tax included: the tax in it is told apart."""
+    percent = next((Decimal(line.math["percent"]) for line in invoice.lines if line.kind == "tax" and line.math), ZERO)
+    whole = EXACT.add(Decimal(100), percent)
+    tax = rounded(EXACT.divide(EXACT.multiply(amount, percent), whole), invoice.currency, invoice.rounding)
+    net = EXACT.minus(EXACT.subtract(amount, tax))
+    title = f"Credit note for {invoice.number}: {reason}"
+    lines = [Line("correction", f"note|{invoice.number}", title, invoice.period, net, amount=net)]
+    if tax:
+        minus, math = EXACT.minus(tax), {"percent": plain(percent), "of": f"{net:f}"}
+        lines.append(Line("tax", "tax", f"Tax {plain(percent)} %", invoice.period, minus, math=math, amount=minus))
+    return tuple(lines)
 
 
 def usage_total(lines: Iterable[Line]) -> Decimal:
@@ -281,13 +303,20 @@ def _first(line: Line, level: str) -> Line:
     if line.kind not in ("usage", "included", "correction"):
         return line
     titles = {"usage": "Usage", "included": "Included usage", "correction": "Corrections"}
-    title = titles[line.kind] if level == "total" else str(line.meter or line.title)
+    title = titles[line.kind] if level == "total" else _meter_title(line)
     if level == "model" and line.model:
         title = line.model
     return replace(
         line, title=title, token_type=None, rate=None, math=None, quantity=line.quantity,
         model=line.model if level == "model" else None,
     )  # fmt: skip
+
+
+def _meter_title(line: Line) -> str:
+    if line.meter is None:
+        return line.title
+    title = BUILT_IN[line.meter].title if line.meter in BUILT_IN else line.meter.replace("_", " ")
+    return f"{title}, {line.kind}" if line.kind != "usage" else title
 
 
 def _together(one: Line, other: Line, _level: str) -> Line:

@@ -128,8 +128,13 @@ class EventRater:
 
     def _rate(self, event: MeterEvent, terms: Terms, tariff: Tariff) -> Mapping[str, Rating]:
         shared = dimensions_of(event)
-        answer = {}
+        answer: dict[str, Rating] = {}
+        definition = self.catalogue.meters.get(event.meter)
+        counts = definition is not None and definition.aggregation == "count"
         for token_type in event.usage:
+            if counts:  # the event itself is what is counted, whatever value it has
+                answer[token_type] = FREE
+                continue
             dimensions = {**shared, "token_type": token_type, "headline": TOKEN_TYPES[token_type].headline}
             cost = self._cost(event, tariff, token_type)
             charge = self._charge(event, terms, event.meter, dimensions, cost, tariff)

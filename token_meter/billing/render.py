@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from token_meter.billing.invoice import Invoice
 from token_meter.billing.lines import Held, Line
-from token_meter.money import plain
+from token_meter.billing.plans import Period
+from token_meter.money import EXACT, ZERO, plain, unit_of
 
-WIDTH_MAX: Final = 100
+_MILLION: Final = Decimal(1_000_000)
 
 CSV_COLUMNS: Final = (
     "invoice", "state", "customer", "period_start", "period_stop", "kind", "title", "service_start", "service_stop",
@@ -20,16 +22,32 @@ CSV_COLUMNS: Final = (
 )  # fmt: skip
 
 
-def as_text(invoice: Invoice, level: str | None = None) -> str:
+class Standing(NamedTuple):
+    """What became of a kept invoice since it was written; it is no part of the document, which never changes."""
+
+    kind: str = "invoice"
+    state: str = "final"
+    paid: datetime | None = None
+    why: str = ""
+    concerns: str | None = None
+    noted: Decimal = ZERO
+    """What credit notes took back of it, as an amount below zero."""
+
+
+DRAFT: Final = Standing(state="draft")
+
+
+def as_text(invoice: Invoice, level: str | None = None, standing: Standing = DRAFT) -> str:
     """The invoice in columns: what, how much, at which rate, amount; the math below each line that has any."""
-    rows = [_text_row(line) for line in invoice.collapsed(level)]
+    rows = [_text_row(line, invoice.currency) for line in invoice.collapsed(level)]
     widths = [max([len(row[place]) for row in rows] or [0]) for place in range(4)]
-    out = [_heading(invoice)]
+    out = [f"{_heading(invoice, standing)}, {span_of(invoice.period)}, {invoice.plan}"]
     for title, quantity, math, amount in rows:
         out.append(
             f"  {title:<{widths[0]}}  {quantity:>{widths[1]}}  {math:<{widths[2]}}  {amount:>{widths[3]}}".rstrip()
         )
     out += [f"  {label:<{max(widths[0], 10)}}  {value}" for label, value in _totals(invoice)]
+    out += [f"  {said}" for said in _said(invoice, standing)]
     out += [f"  {_held(each)}" for each in invoice.held]
     out += [f"  {note}" for note in invoice.notes]
     return "\n".join(out)
@@ -40,51 +58,92 @@ def _held(each: Held) -> str:
     return f"Not on this invoice yet: {what} ({each.reason})"
 
 
-def _heading(invoice: Invoice) -> str:
-    name = f"Invoice {invoice.number}" if invoice.number else "Draft invoice"
-    state = f" ({invoice.state})" if invoice.number and invoice.state != "final" else ""
-    buyer = str(invoice.buyer.get("name") or invoice.customer)
-    return f"{name}{state} for {buyer}, {invoice.period}, {invoice.plan}"
+def _name(invoice: Invoice, standing: Standing) -> str:
+    if not invoice.number:
+        return "Draft invoice"
+    kind = "Credit note" if standing.kind == "credit_note" else "Invoice"
+    return f"{kind} {invoice.number}" + (" (VOID)" if standing.state == "void" else "")
+
+
+def _heading(invoice: Invoice, standing: Standing) -> str:
+    return f"{_name(invoice, standing)} for {invoice.buyer.get('name') or invoice.customer}"
+
+
+def _said(invoice: Invoice, standing: Standing) -> Iterator[str]:
+    """What became of it."""
+    if standing.concerns:
+        yield f"concerns {standing.concerns}"
+    if standing.state == "void":
+        yield f"VOID: {standing.why}" if standing.why else "VOID"
+    if standing.noted:
+        yield f"taken back by credit notes: {money(abs(standing.noted), invoice.currency)} {invoice.currency}"
+    if standing.paid is not None:
+        yield f"paid on {standing.paid:%Y-%m-%d}"
+
+
+def span_of(period: Period) -> str:
+    """A period for people: its first and its last day, where it is made of whole days."""
+    start, last = period.start, period.stop - timedelta(days=1)
+    if any((each.hour, each.minute, each.second, each.microsecond) != (0, 0, 0, 0) for each in (start, last)):
+        return str(period)
+    return f"{start:%Y-%m-%d}" if last == start else f"{start:%Y-%m-%d} to {last:%Y-%m-%d}"
+
+
+def money(amount: Decimal, currency: str) -> str:
+    """An amount with the decimals of its currency."""
+    return f"{amount.quantize(unit_of(currency), context=EXACT):f}"
 
 
 def _totals(invoice: Invoice) -> Iterator[tuple[str, str]]:
+    if invoice.subtotal != invoice.total or invoice.due_amount != invoice.total:
+        yield "subtotal", f"{invoice.subtotal:f} {invoice.currency}"
+    yield "total", f"{invoice.total:f} {invoice.currency}"
     if invoice.due_amount != invoice.total:
-        yield "total", f"{invoice.total:f} {invoice.currency}"
         yield "to pay", f"{invoice.due_amount:f} {invoice.currency}"
-    else:
-        yield "total", f"{invoice.total:f} {invoice.currency}"
 
 
-def _text_row(line: Line) -> tuple[str, str, str, str]:
+def _text_row(line: Line, currency: str) -> tuple[str, str, str, str]:
     quantity = f"{line.quantity:,}" if line.quantity is not None else ""
-    return line.title, quantity, math_of(line), f"{line.amount:f}" if line.amount is not None else ""
+    return line.title, quantity, math_of(line), money(line.amount, currency) if line.amount is not None else ""
 
 
 def math_of(line: Line) -> str:
-    """How a line's rate came about, on one line: `x 1.25 / 1M x 1.1 geo x 1.3 = 0.0017875`."""
+    """How a line's amount came about: `x 1.25 / 1M x 1.1 geo x 1.3 = 0.0017875`."""
     math: Mapping[str, Any] = line.math or {}
+    kind = math.get("kind")
     if line.rate is None:
         if "percent" in math:
-            return f"{math['percent']} % of {math['of']}"
-        return f"{math['amount']} x {_short(math['share'])}" if "share" in math else ""
-    if math.get("kind") != "cost_plus" or "list" not in math:
-        return f"x {plain(line.rate)} = {plain(line.exact)}"
-    per = int(math["per"])
-    steps = [f"{math['list']} / {_many(per)}"]
+            return f"{math['percent']} % of {_short(Decimal(math['of']))}"
+        if "share" in math:
+            return f"{math['amount']} x {_short(Decimal(math['share']) * 100, 4)} % of the period"
+        if kind in ("graduated", "volume", "per_unit"):
+            return f"x {_price(math)} = {_short(line.exact)}"
+        return f"{math['price']} each" if kind == "package" else ""
+    if kind != "cost_plus" or "list" not in math:
+        return f"x {_price(math) if 'price' in math else _short(line.rate)} = {_short(line.exact)}"
+    steps = [f"{math['list']} / {_many(int(math['per']))}"]
     steps += [f"{multiplier} {kind}" for kind, multiplier, _ in math.get("factors", ())]
     if math.get("multiplier") not in (None, "1"):
         steps.append(str(math["multiplier"]))
     if "exchange" in math:
         steps.append(f"1/{math['exchange']}")
-    return f"x {' x '.join(steps)} = {plain(line.exact)}"
+    return f"x {' x '.join(steps)} = {_short(line.exact)}"
+
+
+def _price(math: Mapping[str, Any]) -> str:
+    per = int(math.get("per") or 1)
+    return str(math["price"]) if per == 1 else f"{math['price']} / {_many(per)}"
+
+
+def _short(number: Decimal, decimals: int = 12) -> str:
+    """A number as it is, unless nobody would read its decimals to the end: then rounded, and it says so."""
+    text = plain(number)
+    _, _, behind = text.partition(".")
+    return text if len(behind) <= decimals else f"≈ {plain(round(number, decimals))}"
 
 
 def _many(per: int) -> str:
     return {1_000_000: "1M", 1_000: "1K", 3_600_000: "hour"}.get(per, f"{per:,}")
-
-
-def _short(number: str) -> str:
-    return number if len(number) <= 12 else f"{Decimal(number):.8f}"
 
 
 def as_rows(invoice: Invoice, level: str | None = None) -> Iterator[dict[str, Any]]:
@@ -127,26 +186,30 @@ border-bottom:0}.draft{color:#b45309}.held{color:#b45309;font-size:.9rem}@media 
 """
 
 
-def as_html(invoice: Invoice, level: str | None = None) -> str:
-    """A page to print or mail: no scripts, nothing loaded from elsewhere, all text escaped."""
-    rows = "".join(_html_row(line) for line in invoice.collapsed(level))
+def as_html(invoice: Invoice, level: str | None = None, standing: Standing = DRAFT, *, math: bool = True) -> str:
+    """A page to print or mail: no scripts, nothing loaded from elsewhere, all text escaped.
+
+    Without `math` it tells what a customer should see: the price of a unit, and not what it costs us.
+    """
+    rows = "".join(_html_row(line, invoice.currency, math) for line in invoice.collapsed(level))
     totals = "".join(
-        f'<tr><td colspan="3">{label}</td><td class="n">{html.escape(value)}</td></tr>'
+        f'<tr><td colspan="3">{label.capitalize()}</td><td class="n">{html.escape(value)}</td></tr>'
         for label, value in _totals(invoice)
     )
     held = "".join(f'<p class="held">{html.escape(_held(each))}</p>' for each in invoice.held)
-    title = html.escape(f"Invoice {invoice.number}" if invoice.number else "Draft invoice")
+    title = html.escape(_name(invoice, standing))
     draft = '<p class="draft">Draft: it changes with usage until it is final.</p>' if not invoice.number else ""
-    void = '<p class="draft">Void.</p>' if invoice.state == "void" else ""
-    dates = [f"Period {invoice.period}"]
+    became = "".join(f'<p class="draft">{html.escape(said)}</p>' for said in _said(invoice, standing))
+    dates = [f"Period {span_of(invoice.period)}"]
     dates += [f"Issued {invoice.issued:%Y-%m-%d}"] if invoice.issued else []
     dates += [f"Due {invoice.due:%Y-%m-%d}"] if invoice.due else []
+    plan = ", ".join(each.partition("@")[0] for each in invoice.plan.split(", "))
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in invoice.notes)
     terms = html.escape(str(invoice.seller.get("terms") or ""))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head><body>'
-        f"<h1>{title}</h1>{draft}{void}<p>{html.escape(' · '.join(dates))}<br>{html.escape(invoice.plan)}</p>"
+        f"<h1>{title}</h1>{draft}{became}<p>{html.escape(' · '.join(dates))}<br>{html.escape(plan)}</p>"
         f'<div class="parties"><div>{_party(invoice.seller)}</div><div>{_party(invoice.buyer)}</div></div>'
         '<table><thead><tr><th>Description</th><th class="n">Quantity</th><th>Service period</th>'
         f'<th class="n">{html.escape(invoice.currency)}</th></tr></thead><tbody>{rows}</tbody><tfoot>{totals}</tfoot>'
@@ -162,8 +225,10 @@ def _party(details: Mapping[str, Any]) -> str:
     return html.escape("\n".join([*named, *others]))
 
 
-def _html_row(line: Line) -> str:
-    title, quantity, math, amount = map(html.escape, _text_row(line))
-    shown = f'<div class="math">{math}</div>' if math else ""
-    described = f'<td>{title}{shown}</td><td class="n">{quantity}</td>'
-    return f'<tr>{described}<td>{line.service}</td><td class="n">{amount}</td></tr>'
+def _html_row(line: Line, currency: str, math: bool) -> str:
+    title, quantity, shown, amount = map(html.escape, _text_row(line, currency))
+    if not math and line.rate is not None:
+        shown = html.escape(f"{_short(line.rate * _MILLION, 6)} / 1M" if line.token_type else _short(line.rate, 6))
+    below = f'<div class="math">{shown}</div>' if shown else ""
+    described = f'<td>{title}{below}</td><td class="n">{quantity}</td>'
+    return f'<tr>{described}<td>{html.escape(span_of(line.service))}</td><td class="n">{amount}</td></tr>'

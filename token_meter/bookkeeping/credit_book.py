@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,18 +21,20 @@ from token_meter.billing.credit import (
     checked_grant,
     granting,
     lessening,
+    refunding,
     voiding,
 )
 from token_meter.bookkeeping.credit_rows import grant_of, insert_grant, micros, post, read_grants
 from token_meter.bookkeeping.customers import enter
 from token_meter.bookkeeping.notice_rows import RECHARGE
-from token_meter.bookkeeping.plan_book import read_packs, touch
+from token_meter.bookkeeping.plan_book import Moment, read_packs, touch
 from token_meter.bookkeeping.settings import read_setting, write_setting
 from token_meter.errors import InvalidCredit
 from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.ledger.tables import entries, grants
 from token_meter.ledger.text import to_stored
 from token_meter.money import ZERO, currency_of, decimal_of, plain, total
+from token_meter.prices.price import moment_of
 
 if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger
@@ -68,8 +70,8 @@ class CreditBook:
         kind: Literal["paid", "promotional"] = "promotional",
         currency: str = "USD",
         priority: int = 50,
-        effective: datetime | None = None,
-        expires: datetime | None = None,
+        effective: Moment = None,
+        expires: Moment = None,
         price: Decimal | str | int | None = None,
         title: str = "Credit",
         mode: str = "live",
@@ -78,20 +80,22 @@ class CreditBook:
         """Grant credit. It pays for usage from `effective` (now) until `expires`, lower `priority` first.
 
         A paid grant has a price, its amount unless told otherwise, which stands on the next invoice. `id` makes a
-        repetition harmless: a grant of this id is returned as it is. Raises InvalidCredit for what is no grant.
+        repetition harmless: a grant of this id is returned as it is. Raises InvalidCredit for what is no grant, and for
+        an id that is another one's.
         """
         try:
             granted = decimal_of(amount, "amount")
             paid = (granted if kind == "paid" else ZERO) if price is None else decimal_of(price, "price")
             money = currency_of(currency)
+            start, end = moment_of(effective), moment_of(expires)
         except ValueError as problem:
             raise InvalidCredit(str(problem)) from None
         now = self._moment()
         grant = checked_grant(
             CreditGrant(
                 id=id or f"grt_{uuid.uuid4().hex[:20]}", customer=customer, amount=granted, currency=money,
-                effective=_aware(effective) or now, created=now, kind=kind, price=paid, priority=priority,
-                expires=_aware(expires), mode=mode, title=title, remaining=granted,
+                effective=start or now, created=now, kind=kind, price=paid, priority=priority,
+                expires=end, mode=mode, title=title, remaining=granted,
             )
         )  # fmt: skip
         return self._add(grant, "granted")
@@ -121,21 +125,28 @@ class CreditBook:
     def _add(self, grant: CreditGrant, reason: str) -> CreditGrant:
         with self._ledger.closing() as (store, connection):
             if not insert_grant(store, connection, grant):
-                return _grant(connection, grant.id)
+                there = _grant(connection, grant.id)
+                if _what(there) != _what(grant):
+                    has = f"{plain(there.amount)} {there.currency} ({there.kind}) of {there.customer}"
+                    raise InvalidCredit(f"{grant.id} is {has} already: another grant needs another id")
+                return there
             enter(store, connection, mode=grant.mode, customer=grant.customer, moment=micros(grant.created))
             post(connection, granting(grant), [grant], kind="grant", reason=reason)
             touch(connection)
         return grant
 
     def refund(self, grant_id: str, amount: Decimal | str | None = None, *, reason: str) -> CreditGrant:
-        """Pay back what is left of a grant, or some of it; your payment system moves the money."""
+        """Pay back what is left of a paid grant, or some of it; your payment system moves the money, so much of it as
+        was paid for that part. Raises InvalidCredit for more than is left, and where nothing was paid."""
         wanted = None if amount is None else decimal_of(amount, "amount")
 
         def posting(grant: CreditGrant) -> list[Entry]:
             part = grant.remaining if wanted is None else wanted
             if not ZERO < part <= grant.remaining:
                 raise InvalidCredit(f"{part} cannot be refunded: {grant.remaining} {grant.currency} is left")
-            return lessening([Part(grant, part)], "refund")
+            if not grant.price:
+                raise InvalidCredit(f"nothing was paid for {grant.id}: take it back with void instead")
+            return refunding(grant, part)
 
         return self._change(grant_id, posting, "refund", reason)
 
@@ -245,5 +256,5 @@ def _grant(connection: Connection, grant_id: str) -> CreditGrant:
     return grant_of(row)
 
 
-def _aware(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+def _what(grant: CreditGrant) -> tuple[object, ...]:
+    return (grant.customer, grant.mode, grant.amount, grant.currency, grant.kind, grant.price)

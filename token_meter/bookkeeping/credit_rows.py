@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -115,13 +115,16 @@ def _project(connection: Connection, grant: CreditGrant, mine: Sequence[Entry], 
     connection.execute(grants.update().where(grants.c.id == grant.id).values(**values))
 
 
-def bought_in(mine: Iterable[CreditGrant], period: Period, currency: str) -> list[Bought]:
-    """The packs among a customer's grants that were bought in a period."""
-    return [
-        Bought(grant.id, grant.title, grant.price)
+def bought_in(
+    mine: Iterable[CreditGrant], period: Period, currency: str, owed: Callable[[CreditGrant], Decimal]
+) -> list[Bought]:
+    """The packs among a customer's grants that were bought in a period, and what is owed for them."""
+    bought = [
+        grant
         for grant in sorted(mine, key=lambda each: (each.created, each.id))
         if grant.price > ZERO and grant.currency == currency and period.start <= grant.created < period.stop
     ]
+    return [Bought(grant.id, grant.title, owed(grant)) for grant in bought if owed(grant) > ZERO]
 
 
 def settle(

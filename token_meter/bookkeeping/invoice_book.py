@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import Connection, select
 
 from token_meter.billing.catalogue import Catalogue
-from token_meter.billing.invoice import Correction, Invoice, corrections_to, draw_up
-from token_meter.billing.lines import Line, Segment, lines_of
+from token_meter.billing.invoice import Correction, Invoice, corrections_to, draw_up, note_lines
+from token_meter.billing.lines import Segment, lines_of
 from token_meter.billing.plans import Period
+from token_meter.billing.render import DRAFT, Standing
 from token_meter.bookkeeping.credit_rows import bought_in, settle
 from token_meter.bookkeeping.invoice_rows import (
     Documents,
@@ -50,7 +51,7 @@ from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.ledger.store import Store
 from token_meter.ledger.tables import invoices, reratings, state
 from token_meter.ledger.text import to_stored
-from token_meter.money import EXACT, ZERO, decimal_of, plain, total
+from token_meter.money import EXACT, ZERO, decimal_of, plain, rounded, total
 
 if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger
@@ -63,11 +64,13 @@ Progress = Callable[[int, int], object]
 
 
 class Ran(NamedTuple):
-    """What a run did: the invoices it wrote, how many were there already, how many had nothing on them."""
+    """What a run did: the invoices it wrote, how many were there already, how many had nothing on them, and whose could
+    not be written, with the reason: those need a human, the others do not wait for them."""
 
     written: list[Invoice]
     there: int
     empty: int
+    failed: dict[str, str]
 
 
 class InvoiceBook:
@@ -97,7 +100,8 @@ class InvoiceBook:
     def finalise(self, customer: str, period: Period, *, mode: str = "live") -> Invoice:
         """Make the invoice of a period final; if it is final already, that one is returned.
 
-        Raises InvalidInvoice for a period that has not ended, and for one that is none of this customer's.
+        Raises InvalidInvoice for a period that has not ended, for one that is none of this customer's, and where there
+        is nothing to invoice: a number stands for something.
         """
         now = self._moment()
         with self._ledger.closing() as (store, connection):
@@ -113,6 +117,8 @@ class InvoiceBook:
                     f"the period {period} has not ended: it can be final from {period.stop:%Y-%m-%d %H:%M} UTC on"
                 )
             final = desk.finalise(billing, customer, now)
+            if final is None:
+                raise InvalidInvoice(f"there is nothing to invoice to {customer} for {period}")
             desk.write()
             return final
 
@@ -127,13 +133,16 @@ class InvoiceBook:
             raise InvalidInvoice(f"the period {within} has not ended: it ends at {within.stop:%Y-%m-%d %H:%M} UTC")
         with self._ledger.reading() as (_, connection):
             names = everybody(connection, mode)
-        ran = Ran([], 0, 0)
+        ran = Ran([], 0, 0, {})
         for start in range(0, len(names), PAGE):
             with self._ledger.closing() as (store, connection):
                 page = names[start : start + PAGE]
                 desk = _Desk(store, connection, mode, page)
                 for customer in page:
-                    ran = desk.run(customer, within, now, ran)
+                    try:
+                        ran = desk.run(customer, within, now, ran)
+                    except InvalidInvoice as problem:
+                        ran.failed[customer] = str(problem)
                 desk.write()
             if progress is not None:
                 progress(min(start + PAGE, len(names)), len(names))
@@ -145,6 +154,21 @@ class InvoiceBook:
         """A kept invoice. Raises InvalidInvoice if there is none of this number."""
         with self._ledger.reading() as (_, connection):
             return read_invoice(connection, number, mode)
+
+    def standing(self, number: str | None, *, mode: str = "live") -> Standing:
+        """What became of a kept invoice; of a draft (None): nothing."""
+        if number is None:
+            return DRAFT
+        with self._ledger.reading() as (_, connection):
+            kept = read_invoice(connection, number, mode)
+            noted = total(each.invoice.total for each in notes_on(connection, number, mode) if each.state == "final")
+        why = str(kept.changed.get("reason", ""))
+        return Standing(kept.kind, kept.state, kept.paid, why, kept.concerns, noted)
+
+    def knows(self, customer: str, *, mode: str = "live") -> bool:
+        """Whether there is a customer of this id."""
+        with self._ledger.reading() as (_, connection):
+            return customer in everybody(connection, mode)
 
     def list(self, *, customer: str | None = None, mode: str = "live", state: str | None = None) -> list[Kept]:
         """Kept invoices and credit notes, oldest first."""
@@ -196,17 +220,17 @@ class InvoiceBook:
             if kept.state != "final" or kept.kind != "invoice":
                 raise InvalidInvoice(f"{number} is no final invoice")
             noted = [each.invoice.total for each in notes_on(connection, number, mode) if each.state == "final"]
-            left = total([kept.invoice.total, *noted])
+            left = total([kept.invoice.due_amount, *noted])
             taken = left if amount is None else decimal_of(amount, "amount")
             if not ZERO < taken <= left:
                 has = f"{left:f} {kept.invoice.currency} is left of it"
                 raise InvalidInvoice(f"{taken} cannot be taken back from {number}: {has}")
-            minus, numbers = EXACT.minus(taken), Numbers(connection, mode)
-            title = f"Credit note for {number}: {reason}"
-            line = Line("correction", f"note|{number}", title, kept.invoice.period, minus, amount=minus)
+            if taken != rounded(taken, kept.invoice.currency):
+                raise InvalidInvoice(f"{taken} {kept.invoice.currency} cannot be paid: it has too many decimals")
+            numbers, prefix = Numbers(connection, mode), (read_setting(connection, SELLER) or {}).get("prefix")
             note = replace(
-                kept.invoice, lines=(line,), held=(), issued=now, due=None, notes=(reason,),
-                number=numbers.next("CN"),
+                kept.invoice, lines=note_lines(kept.invoice, taken, reason), held=(), issued=now, due=None,
+                notes=(reason,), number=numbers.next(f"{prefix}-CN" if prefix else "CN"),
             )  # fmt: skip
             numbers.write()
             connection.execute(invoices.insert(), sealed(note, {"late_seen": 0}, "credit_note", number)[1])
@@ -275,9 +299,10 @@ class _Desk:
                 ran = ran._replace(empty=ran.empty + 1)
         return ran
 
-    def finalise(self, billing: Billing, customer: str, now: datetime) -> Invoice:
-        """Make the invoice of a period final."""
-        return self._keep(*self._draw_up(billing, customer), billing, now)
+    def finalise(self, billing: Billing, customer: str, now: datetime) -> Invoice | None:
+        """Make the invoice of a period final; None if there is nothing on it."""
+        invoice, inputs = self._draw_up(billing, customer)
+        return self._keep(invoice, inputs, billing, now) if invoice.lines else None
 
     def _keep(self, invoice: Invoice, inputs: Mapping[str, Any], billing: Billing, now: datetime) -> Invoice:
         plan = billing.plan
@@ -312,7 +337,8 @@ class _Desk:
         segments = self._segments(billing, customer)
         corrections = self._corrections(customer)
         credit = self._credit(customer, billing)
-        bought = bought_in(self._page.grants(customer), billing.period, billing.currency)
+        notes = list(self._noted(customer, corrections))
+        bought = bought_in(self._page.grants(customer), billing.period, billing.currency, self._page.owed)
         invoice = draw_up(
             segments,
             customer=customer,
@@ -328,6 +354,7 @@ class _Desk:
             show=billing.plan.show if billing.plan is not None else "token_type",
             seller=self._seller,
             buyer=shown_buyer(buyer, customer),
+            notes=notes,
         )
         corrected = [part for each in corrections for part in each.segments]
         inputs = {
@@ -340,8 +367,22 @@ class _Desk:
             "corrections": [self._documents.correction(each) for each in corrections],
             "bought": [[each.grant, each.title, plain(each.price)] for each in bought],
             "credit": plain(credit),
+            "notes": notes,
         }
         return invoice, inputs
+
+    def _noted(self, customer: str, corrections: Sequence[Correction]) -> Iterator[str]:
+        """What credit notes took back of invoices that are corrected here: a human has to say if it is the same."""
+        for each in corrections:
+            notes = [
+                kept
+                for kept in self._page.kept(customer)
+                if kept.kind == "credit_note" and kept.state == "final" and kept.concerns == each.invoice
+            ]
+            if notes:
+                amount = total(kept.invoice.total for kept in notes)
+                numbers = ", ".join(str(kept.invoice.number) for kept in notes)
+                yield f"{numbers}: {abs(amount):f} {notes[0].invoice.currency} of {each.invoice} was taken back besides"
 
     def _segments(self, billing: Billing, customer: str) -> list[Segment]:
         page = self._page

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
-from token_meter.billing.credit import REVENUE, CreditGrant
+from token_meter.billing.credit import RECEIVABLE, REVENUE, CreditGrant
 from token_meter.billing.lines import Metered
 from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plans import Period
@@ -87,6 +87,12 @@ class Page:
     def grants(self, customer: str) -> list[CreditGrant]:
         """A customer's grants, as they were when the page began."""
         return self._grants.get(customer, [])
+
+    def owed(self, grant: CreditGrant) -> Decimal:
+        """What is owed for a grant that was sold: its price, less what a void took back."""
+        mine = (entries.c.grant_id == grant.id) & (entries.c.account == RECEIVABLE)
+        query = select(entries.c.amount).where(mine)
+        return total(Decimal(amount) for amount in self.connection.execute(query).scalars())
 
     def forget_grants(self) -> None:
         """Somebody's grants changed: read them anew."""

@@ -7,8 +7,8 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, select
@@ -25,6 +25,7 @@ from token_meter.errors import InvalidPlan
 from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.ledger.tables import catalogue, state, subscriptions
 from token_meter.ledger.text import from_stored, to_stored
+from token_meter.prices.price import moment_of
 
 if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger
@@ -40,6 +41,8 @@ DEFAULT_PLAN: Final = "default_plan"
 BILL_ESTIMATED: Final = "bill_estimated"
 
 Kind = TypeVar("Kind", bound=BaseModel)
+Moment: TypeAlias = datetime | date | str | None
+"""A time as a caller gives it; None: now."""
 
 
 class PlanBook:
@@ -60,7 +63,7 @@ class PlanBook:
 
     # Rate cards and plans
 
-    def keep(self, file: PlansFile, *, effective_from: datetime | None = None) -> list[str]:
+    def keep(self, file: PlansFile, *, effective_from: Moment = None) -> list[str]:
         """Keep what a file says: what is new or different becomes another version. The labels of those.
 
         Raises InvalidPlan for a plan that names a card or a meter that is nowhere, or a card in another currency.
@@ -99,7 +102,7 @@ class PlanBook:
         }  # fmt: skip
         connection.execute(catalogue.insert(), row)
 
-    def set_default(self, plan: str | None, *, effective_from: datetime | None = None) -> None:
+    def set_default(self, plan: str | None, *, effective_from: Moment = None) -> None:
         """The plan of customers who have none of their own; None: they are at cost. Raises InvalidPlan if unknown."""
         with self._ledger.closing() as (_, connection):
             known = read_catalogue(connection)
@@ -129,22 +132,28 @@ class PlanBook:
         customer: str,
         plan: str,
         *,
-        start: datetime | None = None,
-        stop: datetime | None = None,
+        start: Moment = None,
+        stop: Moment = None,
         mode: str = "live",
     ) -> Subscription:
         """Put a customer on the present version of a plan (or on `plan@2`). Returns the subscription.
 
-        A subscription without an end that is there already ends where this one starts. Raises InvalidPlan for an
-        unknown plan, and for a span that overlaps with another subscription.
+        A subscription without an end that is there already ends where this one starts; one to the same version of the
+        same plan goes on as it is. Raises InvalidPlan for an unknown plan, and for a span that overlaps with another
+        subscription.
         """
+        if not customer.strip():
+            raise InvalidPlan("a subscription needs a customer")
         with self._ledger.closing() as (store, connection):
             known = read_catalogue(connection)
-            moment = self._moment(start)
+            moment, end = self._moment(start), moment_given(stop)
             name, version = _known_plan(known, plan)
+            there = known.subscription_at(mode, customer, moment)
+            if there is not None and (there.plan, there.version, there.stop) == (name, version, end):
+                return there
             made = Subscription(
                 id=f"sub_{uuid.uuid4().hex[:16]}", customer=customer, plan=name, version=version, start=moment,
-                stop=stop, mode=mode, created=self._moment(None),
+                stop=end, mode=mode, created=self._moment(None),
             )  # fmt: skip
             self._insert_subscription(connection, known, made)
             enter(store, connection, mode=mode, customer=customer, moment=_micros(self._moment(None)))
@@ -176,7 +185,7 @@ class PlanBook:
         )  # fmt: skip
         touch(connection)
 
-    def unsubscribe(self, customer: str, *, at: datetime | None = None, mode: str = "live") -> Subscription:
+    def unsubscribe(self, customer: str, *, at: Moment = None, mode: str = "live") -> Subscription:
         """End a customer's subscription. Raises InvalidPlan if none is in force then."""
         with self._ledger.closing() as (_, connection):
             moment = self._moment(at)
@@ -197,15 +206,26 @@ class PlanBook:
 
     # Inside
 
-    def _moment(self, given: datetime | None) -> datetime:
-        if given is not None:
-            return given if given.tzinfo is not None else given.replace(tzinfo=UTC)
-        return EPOCH + MICROSECOND * int(self._now() * 1_000_000)
+    def _moment(self, given: Moment) -> datetime:
+        return moment_given(given) or EPOCH + MICROSECOND * int(self._now() * 1_000_000)
 
     def _rate(self, since: datetime, reason: str, **filters: Any) -> None:
         """What is there already from that moment on is rated by what holds now."""
         if self._ledger.rater is not None:
             self._ledger.rate_again(since=since, reason=reason, **filters)
+
+
+def moment_given(value: object) -> datetime | None:
+    """A time as a caller gives it: a datetime, a date or text like 2026-11-01. Raises InvalidPlan for anything else."""
+    try:
+        return moment_of(value)
+    except ValueError as problem:
+        raise InvalidPlan(str(problem)) from None
+
+
+def check_plans(file: PlansFile, catalogue: Catalogue | None = None) -> None:
+    """Whether a file could be kept beside what is there. Raises InvalidPlan, as `keep` would."""
+    _check(file, catalogue if catalogue is not None else Catalogue(meters=meters_of(())))
 
 
 def read_catalogue(connection: Connection) -> Catalogue:

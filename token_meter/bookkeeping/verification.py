@@ -159,6 +159,7 @@ def _check_arithmetic(connection: Connection, kept: Kept, known: Mapping[int, Re
         show=invoice.show,
         seller=invoice.seller,
         buyer=invoice.buyer,
+        notes=inputs.get("notes", ()),
     )
     again = replace(drawn, number=invoice.number, state="final", issued=invoice.issued, due=invoice.due)
     if again.text() != text:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from token_meter.cli import options
+from token_meter.cli.customer_book import note_if_new
 from token_meter.cli.exits import EPILOG, Commands, Failure
 from token_meter.cli.mode import ModeOption, read_mode
 from token_meter.cli.moments import read_moment
@@ -54,6 +55,7 @@ def grant(
     now = datetime.now(UTC)
     start, stop = (read_moment(text, zone=UTC, now=now) for text in (since, expires))
     with rated(find(ledger, journal), make=True) as opened:
+        note_if_new(opened, customer, read_mode(mode))
         made = CreditBook(opened).grant(
             customer, amount, kind="paid" if paid else "promotional", price=price, currency=currency,
             priority=priority, effective=start, expires=stop, title=title, mode=read_mode(mode), id=once,
@@ -219,7 +221,8 @@ def _tell(made: Any, json: bool) -> None:
         return
     until = f", until {made.expires:%Y-%m-%d %H:%M} UTC" if made.expires else ""
     paid = f", paid with {plain(made.price)}" if made.price else ""
-    write(f"{made.customer} has {plain(made.amount)} {made.currency} more{paid}{until} ({made.id})\n")
+    left = "" if made.remaining == made.amount else f"; {plain(made.remaining)} is left"
+    write(f"{made.customer} has {plain(made.amount)} {made.currency}{paid}{until} ({made.id}){left}\n")
 
 
 def _row(grant: Any) -> dict[str, Any]:

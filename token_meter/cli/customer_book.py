@@ -62,6 +62,15 @@ def customer_named(ledger: Ledger, id: str, mode: Mode) -> Customer:
     raise Failure(f"there is no {mode} customer {id!r}.{hint or ' `token-meter customers list` shows them all.'}")
 
 
+def note_if_new(ledger: Ledger, id: str, mode: Mode) -> None:
+    """Say of a customer who is not known yet that they are not, and who may have been meant."""
+    from token_meter.accounts import CustomerBook
+
+    book = CustomerBook(ledger)
+    if book.get(id, mode=mode) is None:
+        note(f"{id} is a new customer.{near(book, id, mode)}")
+
+
 def near(book: CustomerBook, id: str, mode: Mode) -> str:
     """ " Did you mean ...?" with a customer of a similar name, or nothing."""
     others = (customer.id for customer in islice(book.iterate(mode=mode), COMPARED_MAX) if customer.id != id)

@@ -11,6 +11,7 @@ import typer
 
 from token_meter.cli import options
 from token_meter.cli.catch_up import catch_up
+from token_meter.cli.event_ids import event_named
 from token_meter.cli.exits import Failure
 from token_meter.cli.output import note, write, write_json
 from token_meter.cli.partners import writing
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from token_meter.event import MeterEvent
     from token_meter.ledger import Ledger
 
-IdsArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="Whole ids, as `events tail` shows them.")]
+IdsArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, or enough characters of their ends.")]
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it stands on the correction.")]
 
 
@@ -68,7 +69,8 @@ def _record(
     place = find(ledger, journal)
     catch_up(place)
     with reading(place) as opened:
-        made = [event for id in dict.fromkeys(ids) for event in make(opened, id)]
+        wanted = [event_named(opened, id).id for id in dict.fromkeys(ids)]
+        made = [event for id in dict.fromkeys(wanted) for event in make(opened, id)]
     if not place.fed:
         raise Failure(f"which journal belongs to {place.shown}? Name it with --journal FOLDER")
     with writing(place, dry_run=False) as recording:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from token_meter.cli import options
 from token_meter.cli.catch_up import catch_up
 from token_meter.cli.event_corrections import reassign_events, void_events
+from token_meter.cli.event_ids import event_named
 from token_meter.cli.event_rows import COLUMNS, EXPORT_COLUMNS, export_row, json_lines, short_row
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
 from token_meter.cli.filters import read_filters
@@ -19,14 +19,9 @@ from token_meter.cli.output import Shape, chosen_shape, note, on_terminal, show,
 from token_meter.cli.place import find, reading
 from token_meter.cli.progress import counting
 from token_meter.cli.tables import Table
-from token_meter.cli.text import counted
-from token_meter.event import MeterEvent
 
 if TYPE_CHECKING:
-    from token_meter.ledger import Ledger
-
-SEARCHED_MAX: Final = 100_000
-"""Among so many of the newest events `show` looks for the end of an id."""
+    pass
 
 NUMBER_MAX: Final = 1_000_000
 """So many `tail` holds in memory; `export` holds none."""
@@ -139,7 +134,7 @@ def show_event(
     place = find(ledger, journal)
     catch_up(place)
     with reading(place) as opened:
-        write_json(_one(opened, id).to_json())
+        write_json(event_named(opened, id).to_json())
 
 
 app.command("void", epilog=EPILOG)(void_events)
@@ -152,17 +147,3 @@ def _export_format(format: str, shape: Shape) -> str:
     if format not in ("jsonl", "csv"):
         raise Failure(f"--format is jsonl or csv, not {format!r}", code=WRONG_USAGE)
     return format
-
-
-def _one(ledger: Ledger, id: str) -> MeterEvent:
-    """The event with this id, or the only one with an id that ends so."""
-    exact = ledger.event(id)
-    if exact is not None:
-        return exact
-    newest = islice(ledger.iter_events(order="desc"), SEARCHED_MAX)
-    ending = [event for event in newest if event.id.endswith(id)]
-    if not ending:
-        raise Failure(f"no event has the id {id!r}; `token-meter events tail` shows the newest")
-    if len(ending) > 1:
-        raise Failure(f"{counted(len(ending), 'event')} have an id that ends in {id!r}: give more of it")
-    return ending[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -18,14 +19,20 @@ from token_meter.cli.place import find, reading
 from token_meter.cli.plans import CustomerArgument
 from token_meter.cli.rated import rated
 from token_meter.cli.tables import Column, Table
-from token_meter.cli.text import counted
+from token_meter.cli.text import counted, did_you_mean, printable_lines
 
 if TYPE_CHECKING:
     from token_meter.billing.invoice import Invoice
     from token_meter.billing.plans import Period
+    from token_meter.billing.render import Standing
     from token_meter.bookkeeping.invoice_rows import Kept
 
+SELLER_FIELDS: Final = (
+    "name", "address", "email", "phone", "website", "tax_id", "registration", "bank", "terms", "prefix", "rounding",
+)  # fmt: skip
 LEVELS: Final = ("token_type", "model", "meter", "total")
+
+_NUMBER: Final = re.compile(r"(?:TEST-)?[A-Za-z0-9-]+-\d{6}")
 
 app = typer.Typer(
     cls=Commands, help="Invoices: see drafts, make them final, verify, export.", no_args_is_help=True, epilog=EPILOG
@@ -53,6 +60,9 @@ def show_invoice(
     json: options.JsonOption = False,
     csv: options.CsvOption = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to print instead.")] = None,
+    no_math: Annotated[
+        bool, typer.Option("--no-math", help="On the page, the price of a unit instead of cost and markup.")
+    ] = False,
 ) -> None:
     """Show what a customer's invoice is, or would be now, with the math of every line.
 
@@ -65,14 +75,15 @@ def show_invoice(
     with rated(find(ledger, journal)) as opened:
         found = _found(opened, customer, _period(period), read_mode(mode))
     if html is not None:
-        html.write_text("".join(as_html(each, level) for each in found), encoding="utf-8")
+        pages = (as_html(each, level, standing, math=not no_math) for each, standing in found)
+        html.write_text("".join(pages), encoding="utf-8")
         note(f"wrote {html}")
     elif shape is Shape.JSON:
-        write_json([each.to_json() for each in found])
+        write_json([each.to_json() for each, _ in found])
     elif shape is Shape.CSV:
-        _write_rows(found, level)
+        _write_rows([each for each, _ in found], level)
     else:
-        write("\n\n".join(as_text(each, level) for each in found) + "\n")
+        write(printable_lines("\n\n".join(as_text(each, level, standing) for each, standing in found)) + "\n")
 
 
 @app.command("run", epilog=EPILOG)
@@ -91,7 +102,8 @@ def run(
     total = _totals(ran.written)
     if json:
         write_json({"written": [each.number for each in ran.written], "there": ran.there, "empty": ran.empty,
-                    "totals": total})  # fmt: skip
+                    "totals": total, "failed": ran.failed})  # fmt: skip
+        _fail(ran.failed)
         return
     amounts = ", ".join(f"{amount} {currency}" for currency, amount in total.items()) or "nothing"
     write(f"{counted(len(ran.written), 'invoice')} written, {amounts}; {ran.there} were there already, "
@@ -100,6 +112,9 @@ def run(
     if held:
         numbers = ", ".join(str(each.number) for each in held[:5])
         note(f"{counted(len(held), 'invoice')} leave usage without a price for later: {numbers}")
+    for problem in ran.failed.values():
+        note(problem)
+    _fail(ran.failed)
 
 
 @app.command("finalise", epilog=EPILOG)
@@ -258,22 +273,33 @@ def accrual(
     json: options.JsonOption = False,
     csv: options.CsvOption = False,
 ) -> None:
-    """Show what every customer has used up to now and is on no final invoice yet: what to accrue at month's end."""
+    """Show what every customer has used up to now and is on no final invoice yet: what to accrue at month's end.
+
+    Without tax, and without what was paid for with credit: that was booked when the credit was sold and drawn.
+    """
+    from token_meter.billing.render import money, span_of
     from token_meter.bookkeeping.accrual import accruals
 
     shape = chosen_shape(json=json, csv=csv)
     with rated(find(ledger, journal)) as opened:
-        rows = [
-            {"customer": each.customer, "period": str(each.period), "plan": each.plan, "amount": f"{each.subtotal:f}",
-             "currency": each.currency, "unpriced": len(each.held) or None}
-            for each in accruals(opened, mode=read_mode(mode))
-        ]  # fmt: skip
+        found = list(accruals(opened, mode=read_mode(mode)))
+    rows = [
+        {"customer": each.customer, "period": span_of(each.draft.period), "plan": each.draft.plan,
+         "amount": money(each.amount, each.draft.currency), "currency": each.draft.currency,
+         "unpriced": len(each.draft.held) or None}
+        for each in found if each.draft is not None
+    ]  # fmt: skip
+    failed = {each.customer: each.problem for each in found if each.problem is not None}
     if shape is Shape.JSON:
         write_json(rows)
+        _fail(failed)
         return
     columns = (Column("customer"), Column("period", whole=True), Column("plan"), Column("amount", number=True),
                Column("currency"), Column("unpriced", number=True))  # fmt: skip
     show(Table(columns, rows, nothing=""), shape)
+    for problem in failed.values():
+        note(str(problem))
+    _fail(failed)
 
 
 @app.command("seller", epilog=EPILOG)
@@ -293,6 +319,12 @@ def seller(
     if any(not separator for _, separator, _ in pairs):
         raise Failure("write details as NAME=TEXT, such as name='Example Ltd'", code=WRONG_USAGE)
     details = {name: value for name, _, value in pairs}
+    for name in details:
+        if name not in SELLER_FIELDS:
+            hint = did_you_mean(name, SELLER_FIELDS)
+            raise Failure(
+                f"{name!r} is no detail of a seller.{hint} Known: {', '.join(SELLER_FIELDS)}", code=WRONG_USAGE
+            )
     if details.get("rounding", "half_even") not in ROUNDINGS:
         raise Failure(f"rounding is one of {', '.join(ROUNDINGS)}", code=WRONG_USAGE)
     with rated(find(ledger), make=True) as opened:
@@ -300,19 +332,26 @@ def seller(
     write_json(details) if json else write("it stands on every invoice from now on\n")
 
 
-def _found(ledger: Any, wanted: str, period: Period | None, mode: Any) -> list[Invoice]:
+def _found(ledger: Any, wanted: str, period: Period | None, mode: Any) -> list[tuple[Invoice, Standing]]:
     from token_meter.bookkeeping.invoice_book import InvoiceBook
     from token_meter.errors import InvalidInvoice
 
     book = InvoiceBook(ledger)
     try:
-        return [book.get(wanted, mode=mode).invoice]
-    except InvalidInvoice:
+        return [(book.get(wanted, mode=mode).invoice, book.standing(wanted, mode=mode))]
+    except InvalidInvoice as problem:
+        if _NUMBER.fullmatch(wanted) and not book.knows(wanted, mode=mode):
+            raise Failure(str(problem)) from None
         customer_named(ledger, wanted, mode)  # or a hint what else may be meant
         found = book.draft(wanted, within=period, mode=mode)
     if not found:
         raise Failure(f"{wanted} has no billing period that ends within {period or 'this one'}")
-    return found
+    return [(each, book.standing(each.number, mode=mode)) for each in found]
+
+
+def _fail(failed: Mapping[str, object]) -> None:
+    if failed:
+        raise Failure(f"{counted(len(failed), 'customer')} could not be invoiced: {', '.join(list(failed)[:5])}")
 
 
 def _listed(kept: Kept) -> dict[str, Any]:

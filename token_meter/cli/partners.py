@@ -125,7 +125,8 @@ def import_usage(
     try:
         if partner == EVENTS:
             when = read_moment(at, zone=zone, now=now)
-            report = _own_events(place, files or [], customer_name, when, skip_bad, dry_run, groups)
+            dated = at is not None and at[:1].isdigit() and "-" in at
+            report = _own_events(place, files or [], customer_name, (when, dated), skip_bad, dry_run, groups)
         elif _from_api(pull, files, url=url, ids_from=ids_from, cursor=cursor, parameter=parameter, key_env=key_env):
             api = {
                 "url": url,
@@ -351,7 +352,7 @@ def _own_events(
     place: Place,
     files: Sequence[Path],
     customer: str | None,
-    at: datetime | None,
+    at: tuple[datetime | None, bool],
     skip_bad: bool,
     dry_run: bool,
     groups: Groups,
@@ -369,8 +370,8 @@ def _own_events(
         measuring("importing", total) as moved,
     ):
         return import_events(
-            recording, *files, customer=customer, at=at, meters=meters, skip_bad=skip_bad, dry_run=dry_run,
-            known=known, watch=groups.add, moved=moved,
+            recording, *files, customer=customer, at=at[0], at_counts=at[1], meters=meters, skip_bad=skip_bad,
+            dry_run=dry_run, known=known, watch=groups.add, moved=moved,
         )  # fmt: skip
 
 

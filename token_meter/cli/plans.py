@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from token_meter.cli import options
-from token_meter.cli.exits import EPILOG, Commands, Failure
+from token_meter.cli.customer_book import note_if_new, there_is_none
+from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
 from token_meter.cli.mode import ModeOption, read_mode
 from token_meter.cli.moments import read_moment
 from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
@@ -98,16 +99,24 @@ def show_plan(plan: PlanArgument, ledger: options.LedgerOption = None, json: opt
     if not wanted:
         hint = did_you_mean(name, [*catalogue.plans, *catalogue.cards])
         raise Failure(f"there is no plan or rate card {plan!r}.{hint}")
-    found = [
-        {"version": each.number, "effective_from": each.effective_from.isoformat(), **document(each.content)}
-        for each in wanted
-    ]
     if json:
-        write_json(found)
+        write_json(
+            [
+                {"version": each.number, "effective_from": each.effective_from.isoformat(), **document(each.content)}
+                for each in wanted
+            ]
+        )
         return
     import yaml
 
-    write(yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
+    now = datetime.now(UTC)
+    for kind, mine in (("plans", catalogue.plans.get(name, ())), ("rate_cards", catalogue.cards.get(name, ()))):
+        chosen = [each for each in mine if each in wanted]
+        if not chosen:
+            continue
+        each = next((each for each in reversed(chosen) if each.effective_from <= now), chosen[-1])
+        write(f"# {each.label}, from {each.effective_from:%Y-%m-%d %H:%M} UTC on; versions: {_numbers(mine)}\n")
+        write(yaml.safe_dump({kind: [document(each.content)]}, sort_keys=False, allow_unicode=True))
 
 
 @app.command("apply", epilog=EPILOG)
@@ -120,16 +129,22 @@ def apply_plans(
     json: options.JsonOption = False,
 ) -> None:
     """Keep the meters, rate cards and plans of a file; what differs from what is kept becomes another version."""
-    from token_meter.bookkeeping.plan_book import PlanBook
+    from token_meter.bookkeeping.plan_book import PlanBook, check_plans
     from token_meter.bookkeeping.plan_files import read_plans
 
     plans = read_plans(file)
+    place = find(ledger, journal)
     if dry_run:
+        if there_is_none(place):
+            check_plans(plans)
+        else:
+            with reading(place) as opened:
+                check_plans(plans, _catalogue(opened))
         told = [f"{len(plans.meters)} meters", f"{len(plans.rate_cards)} rate cards", f"{len(plans.plans)} plans"]
-        write(f"{file} can be read: {', '.join(told)}; nothing was kept\n")
+        write(f"{file} can be kept: {', '.join(told)}; nothing was\n")
         return
     moment = read_moment(since, zone=UTC, now=datetime.now(UTC))
-    with rated(find(ledger, journal), make=True) as opened:
+    with rated(place, make=True) as opened:
         changed = PlanBook(opened).keep(plans, effective_from=moment)
     if json:
         write_json({"changed": changed})
@@ -154,6 +169,7 @@ def subscribe(
     now = datetime.now(UTC)
     start, stop = (read_moment(text, zone=UTC, now=now) for text in (since, until))
     with rated(find(ledger, journal)) as opened:
+        note_if_new(opened, customer, read_mode(mode))
         made = PlanBook(opened).subscribe(customer, plan, start=start, stop=stop, mode=read_mode(mode))
     if json:
         write_json({"id": made.id, "customer": customer, "plan": f"{made.plan}@{made.version}",
@@ -205,6 +221,26 @@ def default(
         write(f"customers without a plan of their own are {'on ' + plan if plan else 'charged at cost'}\n")
 
 
+@app.command("estimated", epilog=EPILOG)
+def estimated(
+    wanted: Annotated[str, typer.Argument(metavar="yes|no", help="Whether estimated usage is charged.")],
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Say whether usage is charged that had to be estimated, from now on. It is, unless you say no."""
+    from token_meter.bookkeeping.plan_book import PlanBook
+
+    if wanted not in ("yes", "no"):
+        raise Failure(f"say yes or no, not {wanted!r}", code=WRONG_USAGE)
+    with rated(find(ledger, journal), make=True) as opened:
+        PlanBook(opened).set_bill_estimated(wanted == "yes")
+    if json:
+        write_json({"bill_estimated": wanted == "yes"})
+    else:
+        write(f"estimated usage is {'' if wanted == 'yes' else 'not '}charged from now on\n")
+
+
 @app.command("example", epilog=EPILOG)
 def example(json: options.JsonOption = False) -> None:
     """Print a file with a rate card and a plan, to start from."""
@@ -214,6 +250,10 @@ def example(json: options.JsonOption = False) -> None:
     from token_meter.documents import read_document
 
     write_json(read_document(EXAMPLE, name="example").content)
+
+
+def _numbers(versions: Sequence[Any]) -> str:
+    return ", ".join(str(each.number) for each in versions)
 
 
 def _catalogue(ledger: Any) -> Catalogue:

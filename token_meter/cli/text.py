@@ -11,6 +11,7 @@ from typing import Final
 # Categories that move the cursor, start an escape sequence, reorder the line or cannot be encoded.
 _UNSHOWABLE: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_NUMBER: Final = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _PASSWORD: Final = re.compile(r"(?P<start>[a-z][a-z0-9+.-]*://[^/\s:@]*:)[^\s]*(?=@)", re.IGNORECASE)
 _PASSWORD_OPTION: Final = re.compile(r"(?P<start>[?&](?:password|sslpassword|passfile)=)[^&\s]*", re.IGNORECASE)
 
@@ -22,6 +23,11 @@ def printable(text: str) -> str:
     return "".join(_escaped(sign) if unicodedata.category(sign) in _UNSHOWABLE else sign for sign in text)
 
 
+def printable_lines(text: str) -> str:
+    """The same for text of several lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def _escaped(sign: str) -> str:
     return sign.encode("unicode_escape", "surrogatepass").decode()
 
@@ -29,7 +35,7 @@ def _escaped(sign: str) -> str:
 def spreadsheet_safe(text: str) -> str:
     """The text as a CSV cell that no spreadsheet takes for a formula."""
     text = text.encode("utf-8", "backslashreplace").decode()
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def markdown_safe(text: str) -> str:

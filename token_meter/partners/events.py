@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from token_meter.event import MeterEvent
 from token_meter.partners.base import (
+    FUTURE_MAX,
     Kind,
     Partner,
     PartnerError,
@@ -67,6 +68,7 @@ def import_events(
     *files: str | os.PathLike[str],
     customer: str | None = None,
     at: datetime | None = None,
+    at_counts: bool = True,
     meters: Collection[str] | None = None,
     skip_bad: bool = False,
     dry_run: bool = False,
@@ -76,11 +78,17 @@ def import_events(
 ) -> Imported:
     """Record the events of files: JSON, JSON lines or CSV, plain or gzipped.
 
-    `customer` and `at` are for rows that name none. `meters` are those that there are: a row of another is a mistake.
-    Where a row cannot be read nothing is recorded and UnreadableRows is raised, unless `skip_bad`. `known` tells of an
-    id whether its event is there already: such rows are passed over and counted.
+    `customer` and `at` are for rows that name none; they are part of what such a row is, so the same file for another
+    customer or day counts anew. Not `at` unless `at_counts`: "now" is another time whenever it is said. `meters` are
+    those that there are: a row of another is a mistake. Where a row cannot be read nothing is recorded and
+    UnreadableRows is raised, unless `skip_bad`. `known` tells of an id whether its event is there already: such rows
+    are passed over and counted.
     """
+    if at is not None and in_utc(at) > datetime.now(UTC) + FUTURE_MAX:  # type: ignore[operator]
+        raise ValueError(f"{at} lies in the future: it cannot be when this happened")
     paths = [Path(each) for each in files]
+    said = "" if customer is None else f"/customer={customer}"
+    said += f"/at={in_utc(at).isoformat()}" if at is not None and at_counts else ""  # type: ignore[union-attr]
     partner = _partner(in_utc(at), None if meters is None else {LLM_TOKENS, *meters})
     chosen = attributing((lambda _: customer) if customer is not None else None, None, default=CUSTOMER_FIELDS)
 
@@ -91,7 +99,7 @@ def import_events(
                 if found.record is None:
                     intake.refuse(str(path), found.number, found.problem or "is no record")
                     continue
-                record = {**found.record, _ROW: f"{digest}/{found.number}"}
+                record = {**found.record, _ROW: f"{digest}/{found.number}{said}"}
                 event = intake.take(record, str(path), found.number)
                 if event is not None and write is not None:
                     write(event)
