@@ -34,7 +34,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
               "stripe_wire webhook"),
     ("ledger", ". corrections costs first_sight lateness ledger migrate opening periods postgresql query rater ratings "
                "record rollups rows sqlite store tables text usage values"),
-    ("ledger.migrations", ". env versions versions.v0001_first versions.v0002_customers versions.v0003_rating"),
+    ("ledger.migrations", ". env versions versions.v0001_first versions.v0002_customers versions.v0003_rating "
+                          "versions.v0004_credit_scope"),
     ("accounts", ". book csv_columns csv_export csv_import customer directory"),
     ("prices", ". book change context drift feed_check feeds genai likely merge model names overrides price shipped "
                "stated"),

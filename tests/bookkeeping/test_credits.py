@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.bookkeeping.conftest import DECEMBER, NOVEMBER
-from tests.bookkeeping.kit import START, call, told
+from tests.bookkeeping.kit import START, call, counted, told
 from token_meter.billing.plans import PlansFile
 from token_meter.bookkeeping.notice_rows import read_notices
 from token_meter.bookkeeping.verification import verify
@@ -142,6 +142,50 @@ def test_a_plan_grants_credit_with_each_period(desk):
     assert desk.credits.check() == []
 
 
+def test_credit_of_a_scope_pays_for_its_usage_only(desk):
+    desk.sell(
+        rates=[{"cost_plus": {"multiplier": "1"}}, {"meter": "api_calls", "per_unit": "0.01"}],
+        included=[{"meter": "llm_tokens", "quantity": 10_000, "where": {"model": "gpt-5"}}],
+    )
+    desk.at = NOVEMBER.start
+    desk.credits.grant("acme", "5", title="mini", priority=1, scope={"model": "gpt-5-mini"})
+    desk.credits.grant("acme", "0.02", title="calls", priority=2, scope={"meter": "api_calls"})
+    desk.credits.grant("acme", "1.50", title="any")
+
+    desk.ledger.record(
+        [
+            *(call(number, usage=ONE_DOLLAR) for number in (1, 2)),
+            call(3, model="gpt-5-mini", usage=Usage(output=100_000)),
+            counted(4, 3, meter="api_calls"),
+        ]
+    )
+    drawn = left(desk)
+    desk.at = datetime(2026, 12, 2, tzinfo=UTC)
+    invoice = desk.invoices.finalise("acme", NOVEMBER)
+
+    # Six calls of a cent: three that were made, three that were reported. Two of them have credit of their own.
+    assert drawn == {"mini": "4.8", "calls": "0", "any": "0"}
+    (used,) = [line for line in invoice.lines if line.kind == "credit"]
+    grants = {grant.id: grant.title for grant in desk.credits.grants("acme")}
+    assert {grants[id]: amount for id, amount in used.math["grants"].items()} == {
+        "mini": "0.2", "calls": "0.02", "any": "1.5",
+    }  # fmt: skip
+    assert left(desk) == drawn
+    assert desk.credits.check() == []
+    verify(desk.ledger, invoice.number)
+    desk.ledger.record([replace(call(3, model="gpt-5-mini", usage=Usage(output=100_000)), id="void", corrects="evt_3")])
+    assert left(desk) == {"mini": "4.8", "calls": "0", "any": "0.21"}, "what burned last comes back first"
+
+
+@pytest.mark.parametrize(
+    ("scope", "said"),
+    [({"customer": "acme"}, "cannot be the scope of credit"), ({"model": ""}, "is text such as gpt-5")],
+)
+def test_scopes_that_cannot_be_are_refused(small_desk, scope, said):
+    with pytest.raises(InvalidCredit, match=said):
+        small_desk.credits.grant("acme", "5", scope=scope)
+
+
 def test_what_a_transaction_granted_in_vain_is_granted_by_the_next(small_desk):
     desk = small_desk
     desk.sell(rates=[{"cost_plus": {"multiplier": "1"}}], credits=[{"amount": "5"}])
@@ -214,7 +258,8 @@ def test_the_journal_always_balances_and_no_grant_goes_below_zero(tmp_path_facto
             rates=[{"cost_plus": {"markup": "7%"}}], discounts=[{"percent": "3"}], included=[{"quantity": 100_000}]
         )
         for cents, priority in granted:
-            desk.credits.grant("acme", Decimal(cents) / 100, priority=priority)
+            scope = {"token_type": "output"} if priority % 2 else None
+            desk.credits.grant("acme", Decimal(cents) / 100, priority=priority, scope=scope)
         for number, (tokens, voided) in enumerate(used):
             event = call(number, usage=Usage(output=tokens))
             desk.ledger.record([event])

@@ -494,3 +494,25 @@ def test_what_comes_too_late_is_written_down_even_if_nobody_looks(desk):
     with desk.ledger.reading() as (_, connection):
         assert connection.execute(select(late.c.event_id)).scalars().all() == ["evt_2"]
         assert json.loads(connection.execute(select(invoices.c.document)).scalar_one())["number"] == "INV-000001"
+
+
+def test_lines_are_summed_up_to_the_level_that_the_customer_should_see(desk):
+    rates = [{"cost_plus": {"markup": "30%"}}, {"meter": "api_calls", "per_unit": "0.01"}]
+    desk.sell(rates=rates, fees=[{"title": "Fee", "amount": "3"}], included=[{"quantity": 400}])
+    desk.plans.subscribe("acme", "standard", start=datetime(2026, 11, 16, tzinfo=UTC))
+    desk.ledger.record([call(1), call(2, model="gpt-5-mini")])
+    invoice = draft(desk)
+
+    def shown(level):
+        return [(line.title, line.quantity, str(line.amount)) for line in invoice.collapsed(level)]
+
+    fees = [("Fee", None, "1.50"), ("Fee", None, "1.50")]
+    assert shown("model") == [
+        ("gpt-5", 1100, "0.00"), ("gpt-5-mini", 1100, "0.00"), ("gpt-5, included", -200, "0.00"),
+        ("API calls", 2, "0.02"), *fees,
+    ]  # fmt: skip
+    assert shown("meter") == [
+        ("LLM tokens", 2200, "0.00"), ("LLM tokens, included", -200, "0.00"), ("API calls", 2, "0.02"), *fees
+    ]  # fmt: skip
+    assert shown("total") == [("Usage", None, "0.02"), ("Included usage", None, "0.00"), *fees]
+    assert sum(line.amount for line in invoice.collapsed("total")) == invoice.total

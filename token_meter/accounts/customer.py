@@ -15,10 +15,10 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from token_meter.errors import InvalidCustomer
-from token_meter.money import decimal_of
 from token_meter.event import format_time, parse_time
 from token_meter.ledger.text import to_stored
 from token_meter.ledger.values import MODES, Mode
+from token_meter.money import decimal_of
 
 CustomerStatus: TypeAlias = Literal["active", "paused"]
 STATUSES: Final = ("active", "paused")

@@ -6,13 +6,14 @@ zero: money that was paid for is deferred revenue until it is used; what expires
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, Literal, NamedTuple, Self
+from fnmatch import fnmatchcase
+from typing import Final, Literal, NamedTuple, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from token_meter.billing.fields import Amount, Currency, Frozen, Name, Text
 from token_meter.errors import InvalidCredit
@@ -29,6 +30,25 @@ AGAINST: Final = {"draw": REVENUE, "settle": REVENUE, "expire": BREAKAGE}
 """The other account of a posting that lessens a grant."""
 
 
+Scope: TypeAlias = tuple[tuple[str, str], ...]
+"""What a grant pays for: names of `SCOPES` with patterns (`*` stands for any characters), sorted; empty: any usage."""
+
+SCOPES: Final = ("meter", "provider", "model", "token_type")
+
+Place: TypeAlias = tuple[str | None, ...]
+"""What some usage is, as a scope describes it: one value for each of `SCOPES`."""
+
+
+def scope_of(given: Mapping[str, str] | None) -> Scope:
+    """A scope from a mapping. Raises ValueError for a name that is none of `SCOPES`, and for an empty pattern."""
+    for name, pattern in (given or {}).items():
+        if name not in SCOPES:
+            raise ValueError(f"{name!r} cannot be the scope of credit. Known: {', '.join(SCOPES)}")
+        if not isinstance(pattern, str) or not pattern.strip():
+            raise ValueError(f"the {name} of a scope is text such as gpt-5*, not {pattern!r}")
+    return tuple(sorted((given or {}).items()))
+
+
 class Pack(Frozen):
     """What can be bought: so much credit for a price, for so many days (none: it never expires)."""
 
@@ -39,6 +59,12 @@ class Pack(Frozen):
     currency: Currency = "USD"
     expires_days: int | None = Field(default=None, gt=0, le=36_500)
     priority: int = Field(default=50, ge=0, le=1000)
+    scope: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("scope")
+    @classmethod
+    def _is_scope(cls, value: dict[str, str]) -> dict[str, str]:
+        return dict(scope_of(value))
 
     @model_validator(mode="after")
     def _grants_something(self) -> Self:
@@ -65,6 +91,11 @@ class CreditGrant:
     title: str = "Credit"
     remaining: Decimal = ZERO
     drawn: Decimal = ZERO
+    scope: Scope = ()
+
+    def pays_for(self, place: Place) -> bool:
+        """Whether it is for this usage."""
+        return pays_for(self.scope, place)
 
     def usable_at(self, moment: datetime) -> bool:
         """Whether usage of that moment may be paid with it."""
@@ -84,6 +115,16 @@ class Part(NamedTuple):
 
     grant: CreditGrant
     amount: Decimal
+
+
+def pays_for(scope: Scope, place: Place) -> bool:
+    """Whether credit of this scope is for this usage."""
+    told = dict(zip(SCOPES, place, strict=True))
+    return all(fnmatchcase(told[name] or "", pattern) for name, pattern in scope)
+
+
+ANYTHING: Final[Place] = (None,) * len(SCOPES)
+"""Usage of which nothing is known: only credit without a scope pays for it."""
 
 
 def checked_grant(grant: CreditGrant) -> CreditGrant:
@@ -121,26 +162,28 @@ def _burns(grant: CreditGrant) -> tuple[int, bool, float, datetime, str]:
     return (grant.priority, grant.expires is None, expiry, grant.created, grant.id)
 
 
-def taken_from(grants: Iterable[CreditGrant], amount: Decimal, *, currency: str, at: datetime) -> list[Part]:
+def taken_from(
+    grants: Iterable[CreditGrant], amount: Decimal, *, currency: str, at: datetime, place: Place = ANYTHING
+) -> list[Part]:
     """From which grants an amount is taken, in burn order; less than the amount if there is not enough."""
     parts = []
     for grant in burn_order(grants):
         if amount <= ZERO:
             break
-        if grant.currency == currency and grant.usable_at(at):
+        if grant.currency == currency and grant.usable_at(at) and grant.pays_for(place):
             part = min(grant.remaining, amount)
             parts.append(Part(grant, part))
             amount = EXACT.subtract(amount, part)
     return parts
 
 
-def given_back(grants: Iterable[CreditGrant], amount: Decimal, *, currency: str) -> list[Part]:
+def given_back(grants: Iterable[CreditGrant], amount: Decimal, *, currency: str, place: Place = ANYTHING) -> list[Part]:
     """To which grants an amount goes back that usage had drawn: the one that burned last first."""
     parts = []
     for grant in reversed(burn_order(grants)):
         if amount <= ZERO:
             break
-        if grant.currency == currency and grant.drawn > ZERO:
+        if grant.currency == currency and grant.drawn > ZERO and grant.pays_for(place):
             part = min(grant.drawn, amount)
             parts.append(Part(grant, part))
             amount = EXACT.subtract(amount, part)

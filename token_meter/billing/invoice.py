@@ -13,6 +13,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
 
+from token_meter.billing.credit import Place, Scope, pays_for
 from token_meter.billing.lines import Held, Line, Segment, lines_of
 from token_meter.billing.meters import BUILT_IN, MeterDefinition
 from token_meter.billing.plans import Period
@@ -31,6 +32,14 @@ class Bought(NamedTuple):
     grant: str
     title: str
     price: Decimal
+
+
+class Credit(NamedTuple):
+    """So much of a grant may be used, and for what."""
+
+    grant: str
+    available: Decimal
+    scope: Scope = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +178,7 @@ def draw_up(
     meters: Mapping[str, MeterDefinition],
     corrections: Sequence[Correction] = (),
     bought: Sequence[Bought] = (),
-    credit: Decimal = ZERO,
+    credit: Sequence[Credit] = (),
     tax_percent: Decimal | None = None,
     rounding: str = "half_even",
     show: str = "token_type",
@@ -177,9 +186,9 @@ def draw_up(
     buyer: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> Invoice:
-    """Draw up an invoice. `bought` are packs of credit. `credit` is what may be used of the customer's credit: it pays
-    for usage, not for fees, packs or tax. `tax_percent` goes on what is left after discounts and credit: a pack of
-    credit was taxed when it was sold.
+    """Draw up an invoice. `bought` are packs of credit. `credit` is what may be used of the customer's credit, in burn
+    order: it pays for usage, not for fees, packs or tax. `tax_percent` goes on what is left after discounts and
+    credit: a pack of credit was taxed when it was sold.
 
     Every line is exact first; then they are rounded together (largest remainder), so that they sum to the rounded
     total.
@@ -230,15 +239,39 @@ def note_lines(invoice: Invoice, amount: Decimal, reason: str) -> tuple[Line, ..
     return tuple(lines)
 
 
-def usage_total(lines: Iterable[Line]) -> Decimal:
-    """What credit may pay for: usage with what is included, discounted and corrected of it; never below zero."""
-    kinds = ("usage", "included", "minimum", "discount", "correction")
-    return max(ZERO, total(line.exact for line in lines if line.kind in kinds))
+_PAID_BY_CREDIT: Final = ("usage", "included", "minimum", "discount", "correction")
 
 
-def _credit(lines: Sequence[Line], credit: Decimal, period: Period) -> Line | None:
-    used = min(credit, usage_total(lines))
-    return Line("credit", "credit", "Credit used", period, EXACT.minus(used)) if used > ZERO else None
+def _credit(lines: Sequence[Line], credit: Sequence[Credit], period: Period) -> Line | None:
+    """What credit pays for: usage with what is included, discounted and corrected of it; never below zero. Each grant
+    in turn pays for what it is for, as far as none before it did."""
+    mine = [line for line in lines if line.kind in _PAID_BY_CREDIT]
+    left = max(ZERO, total(line.exact for line in mine))
+    places: dict[Place, Decimal] = {}
+    for line in mine:
+        place: Place = (line.meter, line.provider, line.model, line.token_type)
+        places[place] = EXACT.add(places.get(place, ZERO), line.exact)
+    used: dict[str, Decimal] = {}
+    for each in credit:
+        matching = [place for place in places if places[place] > ZERO and pays_for(each.scope, place)]
+        most = total(places[place] for place in matching) if each.scope else left
+        amount = min(each.available, most, left)
+        if amount <= ZERO:
+            continue
+        used[each.grant], left = amount, EXACT.subtract(left, amount)
+        for place in matching:
+            part = min(amount, places[place])
+            places[place], amount = EXACT.subtract(places[place], part), EXACT.subtract(amount, part)
+    if not used:
+        return None
+    math = {"grants": {grant: plain(amount) for grant, amount in used.items()}}
+    return Line("credit", "credit", "Credit used", period, EXACT.minus(total(used.values())), math=math)
+
+
+def credit_told(lines: Iterable[Line]) -> dict[str, Decimal]:
+    """What an invoice says was used of each grant."""
+    told = [line.math["grants"] for line in lines if line.kind == "credit" and line.math]
+    return {grant: decimal_of_exact(amount) for grants in told for grant, amount in grants.items()}
 
 
 def corrections_to(invoiced: Sequence[Line], now: Sequence[Line], *, number: str) -> Correction | None:
@@ -290,33 +323,39 @@ def _tax(subtotal: Decimal, percent: Decimal, period: Period, currency: str, rou
 
 
 def _collapse_key(line: Line, level: str) -> tuple[Any, ...]:
-    if line.kind not in ("usage", "included", "correction"):
-        return (line.key, line.kind)
+    if line.kind not in _COLLAPSIBLE:
+        return (line.kind, line.key, line.service)
     if level == "total":
         return (line.kind,)
-    if level == "meter":
-        return (line.kind, line.meter, line.service)
-    return (line.kind, line.meter, line.model or line.key, line.service)
+    if level == "meter" or line.model is None:
+        return (line.kind, line.meter or line.key, line.service)
+    return (line.kind, line.meter, line.model, line.service)
+
+
+_COLLAPSIBLE: Final = {"usage": "Usage", "included": "Included usage", "correction": "Corrections"}
 
 
 def _first(line: Line, level: str) -> Line:
-    if line.kind not in ("usage", "included", "correction"):
+    if line.kind not in _COLLAPSIBLE:
         return line
-    titles = {"usage": "Usage", "included": "Included usage", "correction": "Corrections"}
-    title = titles[line.kind] if level == "total" else _meter_title(line)
-    if level == "model" and line.model:
-        title = line.model
+    if level == "total" or line.meter is None:
+        title = _COLLAPSIBLE[line.kind] if level == "total" else line.title
+    else:
+        title = line.model if level == "model" and line.model else _meter_title(line, line.meter)
+        title += {"included": ", included", "correction": f", correction of {line.corrects}"}.get(line.kind, "")
+    # Tokens, calls and documents have no sum.
+    quantity = None if level == "total" else line.quantity
     return replace(
-        line, title=title, token_type=None, rate=None, math=None, quantity=line.quantity,
+        line, title=title, token_type=None, rate=None, math=None, quantity=quantity,
         model=line.model if level == "model" else None,
     )  # fmt: skip
 
 
-def _meter_title(line: Line) -> str:
-    if line.meter is None:
-        return line.title
-    title = BUILT_IN[line.meter].title if line.meter in BUILT_IN else line.meter.replace("_", " ")
-    return f"{title}, {line.kind}" if line.kind != "usage" else title
+def _meter_title(line: Line, meter: str) -> str:
+    if meter in BUILT_IN:
+        return BUILT_IN[meter].title
+    # What stands in brackets behind it is of one step of a scale.
+    return line.title.partition(" (")[0] if line.kind == "usage" and not line.model else meter.replace("_", " ")
 
 
 def _together(one: Line, other: Line, _level: str) -> Line:
@@ -324,7 +363,7 @@ def _together(one: Line, other: Line, _level: str) -> Line:
     return replace(
         one,
         exact=EXACT.add(one.exact, other.exact),
-        amount=EXACT.add(one.amount or ZERO, other.amount or ZERO),
+        amount=EXACT.add(*(ZERO if each.amount is None else each.amount for each in (one, other))),
         quantity=quantity,
     )
 

@@ -15,10 +15,10 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from token_meter.billing.cards import Rate, RateCard
-from token_meter.billing.credit import Pack
+from token_meter.billing.credit import Pack, scope_of
 from token_meter.billing.fields import Amount, Currency, Frozen, MeterName, Name, Quantity, Share, Text, given
 from token_meter.billing.meters import LLM_TOKENS, MeterDefinition
 from token_meter.money import EXACT
@@ -57,6 +57,12 @@ class RecurringCredit(Frozen):
     kind: Literal["paid", "promotional"] = "promotional"
     priority: int = Field(default=50, ge=0, le=1000)
     rolls_over: bool = False
+    scope: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("scope")
+    @classmethod
+    def _is_scope(cls, value: dict[str, str]) -> dict[str, str]:
+        return dict(scope_of(value))
 
 
 class Discount(Frozen):

@@ -53,9 +53,9 @@ def as_text(invoice: Invoice, level: str | None = None, standing: Standing = DRA
     return "\n".join(out)
 
 
-def _held(each: Held) -> str:
+def _held(each: Held, reason: bool = True) -> str:
     what = f"{each.quantity:,} {each.token_type.replace('_', ' ')} of {each.model or each.meter}"
-    return f"Not on this invoice yet: {what} ({each.reason})"
+    return f"Not on this invoice yet: {what}" + (f" ({each.reason})" if reason else "")
 
 
 def _name(invoice: Invoice, standing: Standing) -> str:
@@ -196,7 +196,7 @@ def as_html(invoice: Invoice, level: str | None = None, standing: Standing = DRA
         f'<tr><td colspan="3">{label.capitalize()}</td><td class="n">{html.escape(value)}</td></tr>'
         for label, value in _totals(invoice)
     )
-    held = "".join(f'<p class="held">{html.escape(_held(each))}</p>' for each in invoice.held)
+    held = "".join(f'<p class="held">{html.escape(_held(each, math))}</p>' for each in invoice.held)
     title = html.escape(_name(invoice, standing))
     draft = '<p class="draft">Draft: it changes with usage until it is final.</p>' if not invoice.number else ""
     became = "".join(f'<p class="draft">{html.escape(said)}</p>' for said in _said(invoice, standing))

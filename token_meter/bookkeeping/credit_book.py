@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -22,6 +22,7 @@ from token_meter.billing.credit import (
     granting,
     lessening,
     refunding,
+    scope_of,
     voiding,
 )
 from token_meter.bookkeeping.credit_rows import grant_of, insert_grant, micros, post, read_grants
@@ -74,10 +75,12 @@ class CreditBook:
         expires: Moment = None,
         price: Decimal | str | int | None = None,
         title: str = "Credit",
+        scope: Mapping[str, str] | None = None,
         mode: str = "live",
         id: str | None = None,
     ) -> CreditGrant:
-        """Grant credit. It pays for usage from `effective` (now) until `expires`, lower `priority` first.
+        """Grant credit. It pays for usage from `effective` (now) until `expires`, lower `priority` first; for any
+        usage, or for that of a `scope` ({"model": "gpt-5*"}; also meter, provider, token_type).
 
         A paid grant has a price, its amount unless told otherwise, which stands on the next invoice. `id` makes a
         repetition harmless: a grant of this id is returned as it is. Raises InvalidCredit for what is no grant, and for
@@ -88,6 +91,7 @@ class CreditBook:
             paid = (granted if kind == "paid" else ZERO) if price is None else decimal_of(price, "price")
             money = currency_of(currency)
             start, end = moment_of(effective), moment_of(expires)
+            place = scope_of(scope)
         except ValueError as problem:
             raise InvalidCredit(str(problem)) from None
         now = self._moment()
@@ -95,7 +99,7 @@ class CreditBook:
             CreditGrant(
                 id=id or f"grt_{uuid.uuid4().hex[:20]}", customer=customer, amount=granted, currency=money,
                 effective=start or now, created=now, kind=kind, price=paid, priority=priority,
-                expires=end, mode=mode, title=title, remaining=granted,
+                expires=end, mode=mode, title=title, remaining=granted, scope=place,
             )
         )  # fmt: skip
         return self._add(grant, "granted")
@@ -118,7 +122,7 @@ class CreditBook:
             CreditGrant(
                 id=id or f"grt_{uuid.uuid4().hex[:20]}", customer=customer, amount=pack.amount, currency=pack.currency,
                 effective=now, created=now, kind="paid", price=pack.price, priority=pack.priority, expires=expires,
-                mode=mode, title=pack.title or pack.name, remaining=pack.amount,
+                mode=mode, title=pack.title or pack.name, remaining=pack.amount, scope=scope_of(pack.scope),
             )
         )  # fmt: skip
 
@@ -257,4 +261,4 @@ def _grant(connection: Connection, grant_id: str) -> CreditGrant:
 
 
 def _what(grant: CreditGrant) -> tuple[object, ...]:
-    return (grant.customer, grant.mode, grant.amount, grant.currency, grant.kind, grant.price)
+    return (grant.customer, grant.mode, grant.amount, grant.currency, grant.kind, grant.price, grant.scope)

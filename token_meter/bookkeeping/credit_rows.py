@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -18,9 +19,8 @@ from token_meter.billing.credit import (
     Entry,
     Part,
     check_balanced,
-    given_back,
     lessening,
-    taken_from,
+    scope_of,
 )
 from token_meter.billing.invoice import Bought
 from token_meter.billing.plans import Period
@@ -58,6 +58,7 @@ def grant_of(row: Any) -> CreditGrant:
         title=row.title,
         remaining=Decimal(row.remaining),
         drawn=Decimal(row.drawn),
+        scope=scope_of(json.loads(row.scope)) if row.scope else (),
     )
 
 
@@ -69,6 +70,7 @@ def insert_grant(store: Store, connection: Connection, grant: CreditGrant) -> bo
         "priority": grant.priority, "effective": micros(grant.effective),
         "expires": None if grant.expires is None else micros(grant.expires), "recorded": micros(grant.created),
         "title": grant.title, "remaining": plain(grant.amount), "drawn": "0",
+        "scope": json.dumps(dict(grant.scope), sort_keys=True) if grant.scope else None,
     }  # fmt: skip
     return store.insert_if_missing(connection, grants, row)
 
@@ -128,22 +130,16 @@ def bought_in(
 
 
 def settle(
-    connection: Connection, mode: str, customer: str, stop: datetime, currency: str, missing: Decimal, number: str
+    connection: Connection, mode: str, customer: str, stop: datetime, missing: Mapping[str, Decimal], number: str
 ) -> None:
-    """Draw what an invoice uses beyond what its usage has drawn; give back what was drawn beyond that (below zero)."""
-    if not missing:
-        return
-    mine = read_grants(connection, mode, customer, locked=True)
-    if missing > ZERO:
-        parts = taken_from(mine, missing, currency=currency, at=stop - MICROSECOND)
-    else:
-        back = given_back(mine, EXACT.minus(missing), currency=currency)
-        parts = [Part(grant, EXACT.minus(amount)) for grant, amount in back]
-    if parts:
-        post(
-            connection, lessening(parts, "settle"), [grant for grant, _ in parts], kind="settle",
-            reason=f"invoice {number}", service=micros(stop) - 1,
-        )  # fmt: skip
+    """Draw what an invoice uses of each grant beyond what its usage has drawn; give back what was drawn beyond that
+    (below zero)."""
+    known = {grant.id: grant for grant in read_grants(connection, mode, customer, locked=True)}
+    parts = [Part(known[id], amount) for id, amount in sorted(missing.items())]
+    post(
+        connection, lessening(parts, "settle"), [grant for grant, _ in parts], kind="settle",
+        reason=f"invoice {number}", service=micros(stop) - 1,
+    )  # fmt: skip
 
 
 def micros(moment: datetime) -> int:

@@ -16,7 +16,18 @@ from typing import Final
 from sqlalchemy import Connection, select
 
 from token_meter.billing.catalogue import Catalogue
-from token_meter.billing.credit import CreditGrant, Part, given_back, granting, lessening, taken_from
+from token_meter.billing.credit import (
+    ANYTHING,
+    CreditGrant,
+    Part,
+    Place,
+    given_back,
+    granting,
+    lessening,
+    scope_of,
+    taken_from,
+)
+from token_meter.billing.lines import UNITS
 from token_meter.billing.plans import period_of
 from token_meter.bookkeeping.credit_rows import DAY, insert_grant, post, read_grants
 from token_meter.bookkeeping.notice_rows import note_recharge
@@ -29,13 +40,16 @@ from token_meter.money import EXACT, ZERO
 
 _CUSTOMER: Final = SERIES_COLUMNS.index("customer")
 _MODE: Final = SERIES_COLUMNS.index("mode")
+_PROVIDER: Final = SERIES_COLUMNS.index("provider")
+_MODEL: Final = SERIES_COLUMNS.index("model")
+_METER: Final = SERIES_COLUMNS.index("meter")
 RATINGS_REMEMBERED_MAX: Final = 50_000
 
 Who = tuple[str, str]
 """Mode and customer; an empty customer is nobody."""
 
-Key = tuple[str, str, str, int]
-"""Mode, customer, currency, and the day of the usage."""
+Key = tuple[str, str, str, int, Place]
+"""Mode, customer, currency, the day of the usage, and what it was, if some credit is not for any usage."""
 
 
 class Drawing:
@@ -45,9 +59,12 @@ class Drawing:
         self._catalogue = catalogue
         found = connection.execute(select(grants.c.mode, grants.c.customer).distinct())
         self._holders = {(mode, from_stored(customer)) for mode, customer in found}
-        self._grants_recur = any(
-            version.content.credits for versions in catalogue.plans.values() for version in versions
-        )
+        recurring = [
+            credit for versions in catalogue.plans.values() for each in versions for credit in each.content.credits
+        ]
+        scoped = connection.execute(select(grants.c.id).where(grants.c.scope.is_not(None)).limit(1)).first()
+        self._scoped = scoped is not None or any(credit.scope for credit in recurring)
+        self._grants_recur = bool(recurring)
         self._rates: dict[int, Read] = {}
         self._granted: set[str] = set()
 
@@ -79,10 +96,10 @@ class Drawing:
     ) -> None:
         amounts: dict[Key, Decimal] = {}
         for measure, sign in concerned:
-            for currency, amount in _charges(measure, rates).items():
-                key = (*_who(measure), currency, measure.hour // 24 * DAY)
+            for currency, place, amount in _charges(measure, rates):
+                key = (*_who(measure), currency, measure.hour // 24 * DAY, place if self._scoped else ANYTHING)
                 amounts[key] = EXACT.add(amounts.get(key, ZERO), amount if sign > 0 else EXACT.minus(amount))
-        for key in sorted(amounts):
+        for key in sorted(amounts, key=_order):
             if amounts[key]:
                 self._draw(store, connection, key, amounts[key])
 
@@ -92,15 +109,17 @@ class Drawing:
         return {read.number: read for read in read_ratings(connection, unknown)}
 
     def _draw(self, store: Store, connection: Connection, key: Key, amount: Decimal) -> None:
-        mode, customer, currency, day = key
+        mode, customer, currency, day, place = key
         mine = read_grants(connection, mode, customer, locked=True)
         at = EPOCH + MICROSECOND * day
         if amount > ZERO:
             # Usage is told by the day, and a grant may begin within it: the end of the day counts.
             end = EPOCH + MICROSECOND * (day + DAY - 1)
-            parts = taken_from([_begun(grant, at, end) for grant in mine], amount, currency=currency, at=end)
+            parts = taken_from(
+                [_begun(grant, at, end) for grant in mine], amount, currency=currency, at=end, place=place
+            )
         else:
-            back = given_back(mine, EXACT.minus(amount), currency=currency)
+            back = given_back(mine, EXACT.minus(amount), currency=currency, place=place)
             parts = [Part(grant, EXACT.minus(part)) for grant, part in back]
         if parts:
             known = {grant.id: grant for grant in mine}
@@ -141,9 +160,9 @@ class Drawing:
             name = f"{mode}|{customer}|{plan.name}|{period.start.isoformat()}|{number}"
             yield CreditGrant(
                 id="grt_" + hashlib.sha256(name.encode()).hexdigest()[:20], customer=customer, amount=credit.amount,
-                currency=plan.currency, effective=period.start, created=period.start, kind="promotional",
+                currency=plan.currency, effective=period.start, created=period.start, kind=credit.kind,
                 priority=credit.priority, expires=None if credit.rolls_over else period.stop, mode=mode,
-                title=f"Included with {plan.name}", remaining=credit.amount,
+                title=f"Included with {plan.name}", remaining=credit.amount, scope=scope_of(credit.scope),
             )  # fmt: skip
 
 
@@ -154,17 +173,26 @@ def _begun(grant: CreditGrant, start: datetime, end: datetime) -> CreditGrant:
     return grant
 
 
-def _charges(measure: Measure, rates: Mapping[int, Read]) -> dict[str, Decimal]:
-    """What a measure is charged, by currency."""
-    found: dict[str, Decimal] = {}
+def _charges(measure: Measure, rates: Mapping[int, Read]) -> Iterator[tuple[str, Place, Decimal]]:
+    """What a measure is charged: currency, what it is for, amount."""
+    provider, model = (_text(measure.series[place]) for place in (_PROVIDER, _MODEL))
     for name, quantity in [*measure.usage.items(), (EVENTS, 1)]:
         read = rates.get(measure.rating.get(name, 0))
         said = (read.document.get("charge") if read is not None else None) or {}
         if read is not None and read.charge and said:
-            currency = str(said.get("currency") or "USD")
-            amount = EXACT.multiply(read.charge, Decimal(quantity))
-            found[currency] = EXACT.add(found.get(currency, ZERO), amount)
-    return found
+            meter = str(said.get("meter") or _text(measure.series[_METER]))
+            # Calls, and what is counted in units, stand on an invoice for all models together.
+            place: Place = (meter, None, None, None) if name in (EVENTS, UNITS) else (meter, provider, model, name)
+            yield str(said.get("currency") or "USD"), place, EXACT.multiply(read.charge, Decimal(quantity))
+
+
+def _order(key: Key) -> tuple[object, ...]:
+    *rest, place = key
+    return (*rest, *(part or "" for part in place))
+
+
+def _text(stored: object) -> str | None:
+    return from_stored(str(stored)) if stored else None
 
 
 def _who(measure: Measure) -> Who:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import Connection, select
 
 from token_meter.billing.catalogue import Catalogue
-from token_meter.billing.invoice import Correction, Invoice, corrections_to, draw_up, note_lines
+from token_meter.billing.credit import burn_order
+from token_meter.billing.invoice import Correction, Credit, Invoice, corrections_to, credit_told, draw_up, note_lines
 from token_meter.billing.lines import Segment, lines_of
 from token_meter.billing.plans import Period
 from token_meter.billing.render import DRAFT, Standing
@@ -309,13 +310,17 @@ class _Desk:
         due = now + timedelta(days=plan.due_days if plan is not None else 30)
         number = self._numbers.next(str(self._seller.get("prefix") or "INV"))
         final = replace(invoice, number=number, state="final", issued=now, due=due)
-        used = EXACT.minus(total(line.exact for line in final.lines if line.kind == "credit"))
-        missing = EXACT.subtract(used, self._drawn(final.customer, billing))
+        drawn, used = self._drawn(final.customer, billing), credit_told(final.lines)
+        missing = {
+            grant: amount
+            for grant in {*drawn, *used}
+            if (amount := EXACT.subtract(used.get(grant, ZERO), drawn.get(grant, ZERO)))
+        }
         kept, row = sealed(final, inputs, kind="invoice")
         self._page.keep(kept)
         self._rows.append(row)
-        settle(self._connection, self._mode, final.customer, billing.period.stop, final.currency, missing, number)
         if missing:
+            settle(self._connection, self._mode, final.customer, billing.period.stop, missing, number)
             self._page.forget_grants()
         until = micros(billing.period.stop)
         self._closed = max(self._closed, until)
@@ -366,7 +371,7 @@ class _Desk:
             "meters": self._meters,
             "corrections": [self._documents.correction(each) for each in corrections],
             "bought": [[each.grant, each.title, plain(each.price)] for each in bought],
-            "credit": plain(credit),
+            "credit": [[each.grant, plain(each.available), dict(each.scope)] for each in credit],
             "notes": notes,
         }
         return invoice, inputs
@@ -388,26 +393,29 @@ class _Desk:
         page = self._page
         return segments_of(self.catalogue, billing, partial(page.metered, customer), partial(page.aggregates, customer))
 
-    def _credit(self, customer: str, billing: Billing) -> Decimal:
-        """What may be used of a customer's credit: what usage has drawn and no invoice tells yet, and what is left."""
-        last = billing.period.stop - MICROSECOND
-        mine = self._page.grants(customer)
-        left = [each.remaining for each in mine if each.currency == billing.currency and each.usable_at(last)]
-        return max(ZERO, total([self._drawn(customer, billing), *left]))
+    def _credit(self, customer: str, billing: Billing) -> list[Credit]:
+        """What may be used of a customer's grants, in burn order: what usage has drawn and no invoice tells yet, and
+        what is left."""
+        last, drawn, found = billing.period.stop - MICROSECOND, self._drawn(customer, billing), []
+        for grant in burn_order(self._page.grants(customer)):
+            left = grant.remaining if grant.usable_at(last) else ZERO
+            available = EXACT.add(drawn.get(grant.id, ZERO), left)
+            if grant.currency == billing.currency and available > ZERO:
+                found.append(Credit(grant.id, available, grant.scope))
+        return found
 
-    def _drawn(self, customer: str, billing: Billing) -> Decimal:
-        """What usage until the end of the period has drawn, less what final invoices tell of it."""
+    def _drawn(self, customer: str, billing: Billing) -> dict[str, Decimal]:
+        """What usage until the end of the period has drawn of each grant, less what final invoices tell of it."""
         stop, currency = billing.period.stop, billing.currency
-        drawn = self._page.drawn(customer, stop, currency)
-        told = [
-            line.exact
-            for kept in self._page.kept(customer)
-            if kept.kind == "invoice" and kept.state == "final"
-            if kept.invoice.currency == currency and kept.invoice.period.stop <= stop
-            for line in kept.invoice.lines
-            if line.kind == "credit"
-        ]
-        return EXACT.add(drawn, total(told))
+        mine = {grant.id for grant in self._page.grants(customer) if grant.currency == currency}
+        drawn = {grant: amount for grant, amount in self._page.drawn(customer, stop).items() if grant in mine}
+        for kept in self._page.kept(customer):
+            invoice = kept.invoice
+            if kept.kind == "invoice" and kept.state == "final" and invoice.period.stop <= stop:
+                for grant, amount in credit_told(invoice.lines).items():
+                    if grant in mine:
+                        drawn[grant] = EXACT.subtract(drawn.get(grant, ZERO), amount)
+        return drawn
 
     def _corrections(self, customer: str) -> list[Correction]:
         """What earlier final invoices of a customer come to now beyond what was invoiced."""

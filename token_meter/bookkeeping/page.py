@@ -102,14 +102,16 @@ class Page:
     def _grants(self) -> dict[str, list[CreditGrant]]:
         return self._by_customer(grants, grant_of, grants.c.id)
 
-    def drawn(self, customer: str, stop: datetime, currency: str) -> Decimal:
-        """What usage before a moment has drawn so far."""
+    def drawn(self, customer: str, stop: datetime) -> dict[str, Decimal]:
+        """What usage before a moment has drawn so far of each grant."""
         if not self.grants(customer):
-            return Decimal(0)
+            return {}
         mine = (entries.c.mode == self.mode) & (entries.c.customer == to_stored(customer))
-        inside = (entries.c.service < micros(stop)) & (entries.c.currency == currency)
-        query = select(entries.c.amount).where(mine, inside, entries.c.account == REVENUE)
-        return EXACT.minus(total(Decimal(amount) for amount in self.connection.execute(query).scalars()))
+        inside = (entries.c.service < micros(stop)) & (entries.c.account == REVENUE)
+        found: dict[str, list[Decimal]] = {}
+        for grant, amount in self.connection.execute(select(entries.c.grant_id, entries.c.amount).where(mine, inside)):
+            found.setdefault(grant, []).append(Decimal(amount))
+        return {grant: EXACT.minus(total(amounts)) for grant, amounts in found.items()}
 
     def late(self, customer: str, after: int, until: int) -> list[datetime]:
         """When those count that came too late for a final invoice, by their numbers."""

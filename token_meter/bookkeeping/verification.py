@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Row, select
 
-from token_meter.billing.invoice import Bought, Correction, corrections_to, draw_up
+from token_meter.billing.credit import scope_of
+from token_meter.billing.invoice import Bought, Correction, Credit, corrections_to, decimal_of_exact, draw_up
 from token_meter.billing.lines import lines_of
 from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plans import Period
@@ -153,7 +154,7 @@ def _check_arithmetic(connection: Connection, kept: Kept, known: Mapping[int, Re
         meters=meters,
         corrections=[_corrected(connection, kept, each, known, meters) for each in inputs["corrections"]],
         bought=[Bought(grant, title, decimal_of(price, "price")) for grant, title, price in inputs["bought"]],
-        credit=decimal_of(inputs.get("credit", "0"), "credit"),
+        credit=[Credit(id, decimal_of_exact(amount), scope_of(scope)) for id, amount, scope in inputs["credit"]],
         tax_percent=None if inputs["tax_percent"] is None else decimal_of(inputs["tax_percent"], "tax"),
         rounding=invoice.rounding,
         show=invoice.show,

@@ -9,7 +9,7 @@ import typer
 
 from token_meter.cli import options
 from token_meter.cli.customer_book import note_if_new
-from token_meter.cli.exits import EPILOG, Commands, Failure
+from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
 from token_meter.cli.mode import ModeOption, read_mode
 from token_meter.cli.moments import read_moment
 from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
@@ -43,6 +43,10 @@ def grant(
     since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="Usable from then on.")] = None,
     expires: Annotated[str | None, typer.Option("--expires", metavar="TIME", help="Not usable from then on.")] = None,
     title: Annotated[str, typer.Option("--title", metavar="TEXT", help="What it is called.")] = "Credit",
+    scope: Annotated[
+        list[str] | None,
+        typer.Option("--scope", metavar="NAME=PATTERN", help="Only for such usage: model=gpt-5*; may be repeated."),
+    ] = None,
     once: OnceOption = None,
     mode: ModeOption = None,
     ledger: options.LedgerOption = None,
@@ -58,7 +62,8 @@ def grant(
         note_if_new(opened, customer, read_mode(mode))
         made = CreditBook(opened).grant(
             customer, amount, kind="paid" if paid else "promotional", price=price, currency=currency,
-            priority=priority, effective=start, expires=stop, title=title, mode=read_mode(mode), id=once,
+            priority=priority, effective=start, expires=stop, title=title, scope=_scope(scope), mode=read_mode(mode),
+            id=once,
         )  # fmt: skip
     _tell(made, json)
 
@@ -104,9 +109,10 @@ def list_credits(
     if shape is Shape.JSON:
         write_json({"customer": customer, "balance": left, "grants": rows})
         return
-    columns = (Column("grant", whole=True), Column("title"), Column("kind"), Column("priority", number=True),
+    columns = [Column("grant", whole=True), Column("title"), Column("kind"), Column("priority", number=True),
                Column("amount", number=True), Column("remaining", number=True), Column("currency"),
-               Column("expires", whole=True))  # fmt: skip
+               Column("expires", whole=True)]  # fmt: skip
+    columns += [Column("scope")] if any(row["scope"] for row in rows) else []
     show(Table(columns, rows, nothing="never"), shape)
     note(f"{customer} can use {', '.join(f'{amount} {name}' for name, amount in left.items()) or 'nothing'}")
 
@@ -215,6 +221,13 @@ def recharge(
     write(f"a notice is written when {customer} has less than {threshold} left: see `token-meter notices list`\n")
 
 
+def _scope(pairs: list[str] | None) -> dict[str, str]:
+    found = {name: pattern for name, _, pattern in (pair.partition("=") for pair in pairs or ())}
+    if any("=" not in pair for pair in pairs or ()):
+        raise Failure("--scope wants NAME=PATTERN, such as model=gpt-5*", code=WRONG_USAGE)
+    return found
+
+
 def _tell(made: Any, json: bool) -> None:
     if json:
         write_json(_row(made))
@@ -235,4 +248,5 @@ def _row(grant: Any) -> dict[str, Any]:
         "remaining": plain(grant.remaining),
         "currency": grant.currency,
         "expires": f"{grant.expires:%Y-%m-%d %H:%M}" if grant.expires else None,
+        "scope": ", ".join(f"{name}={pattern}" for name, pattern in grant.scope) or None,
     }

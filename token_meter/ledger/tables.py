@@ -268,6 +268,7 @@ grants: Final = Table(
     Column("title", Text, nullable=False),
     Column("remaining", Text, nullable=False, comment="what the journal makes of it"),
     Column("drawn", Text, nullable=False, comment="by usage, what the journal makes of it"),
+    Column("scope", Text, comment="JSON, what it pays for; NULL: any usage"),
 )
 Index(PREFIX + "grants_customer", grants.c.mode, grants.c.customer)
 
