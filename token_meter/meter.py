@@ -236,6 +236,8 @@ class Meter(Charging):
         from token_meter.event import MeterEvent, format_time
 
         scope = CURRENT.get().within(clean_name(customer), clean_dimensions(dimensions or {}))
+        if not isinstance(usage, (int, Mapping)):
+            raise TypeError(f"usage is a whole number of units, or whole numbers by token type, not {usage!r}")
         quantities = Usage(units=usage) if isinstance(usage, int) else Usage(usage)
         if id is not None and not 0 < len(id) <= ID_LENGTH_MAX:
             raise InvalidEvent(f"id must have 1 to {ID_LENGTH_MAX} characters")

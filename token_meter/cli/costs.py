@@ -130,7 +130,7 @@ def _money(row: CostRow) -> dict[str, Any]:
     margin = row.margin
     return {
         "cost": shown_money(row.cost),
-        "charge": _charges(row.charges),
+        "charge": "by period" if row.by_period and not row.charges else _charges(row.charges),
         "margin": "" if margin is None else shown_money(margin),
     }
 
