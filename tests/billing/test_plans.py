@@ -172,7 +172,7 @@ def test_a_missing_price_is_pending_and_never_zero():
 
 
 def test_estimates_are_waived_if_the_operator_wants():
-    rater = EventRater(PriceBook.load(), catalogue(bill_estimated=False))
+    rater = EventRater(PriceBook.load(), catalogue(estimated=[(at(1), False)]))
 
     assert charges(rater, 6, status="estimated")["input"] == ("0.00000125", "0")
     assert charges(rater, 6)["input"] == ("0.00000125", "0.000001625")
@@ -231,7 +231,7 @@ def test_what_was_rated_before_does_not_change_how_an_event_is_rated(events):
         cards = {"everything": [Version(1, at(1), RateCard.model_validate({**CARD, "name": "everything"}))]}
         plans = {"pro": [Version(1, at(1), Plan.model_validate({"name": "pro", "rate_cards": ["everything"]}))]}
         defaults = [Chosen(at(1), "pro")]
-        return EventRater(BOOK, Catalogue(cards=cards, plans=plans, defaults=defaults, bill_estimated=False))
+        return EventRater(BOOK, Catalogue(cards=cards, plans=plans, defaults=defaults, estimated=[(at(1), False)]))
 
     warm = rater()
     for event in events:

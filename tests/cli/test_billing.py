@@ -334,7 +334,7 @@ def test_prepaid_credit_is_taxed_when_it_is_sold_and_accrued_when_it_is_used(cli
 
 def test_estimated_usage_is_charged_unless_you_say_no(cli: Cli) -> None:
     cli("setup", "--markup", "0", "--since", "2026-10-01")
-    cli("plans", "estimated", "no")
+    cli("plans", "estimated", "no", "--since", "2026-10-02")
     when = datetime(2026, 10, 3, tzinfo=UTC)
     store([make_event(1, time=when, model="gpt-5", status="estimated", usage=Usage(output=1_000_000))])
 

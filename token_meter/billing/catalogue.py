@@ -63,7 +63,8 @@ class Catalogue:
     subscriptions: Mapping[tuple[str, str], Sequence[Subscription]] = field(default_factory=dict)
     """By mode and customer, in the order of their start."""
     defaults: Sequence[Chosen] = ()
-    bill_estimated: bool = True
+    estimated: Sequence[tuple[datetime, bool]] = ()
+    """From when on usage that was estimated is charged, or not; before that it is."""
 
     def subscription_at(self, mode: str, customer: str | None, moment: datetime) -> Subscription | None:
         """The subscription in force."""
@@ -78,6 +79,11 @@ class Catalogue:
         """A card's version: the pinned one of `standard@1`, or of `standard` the one in force."""
         name, _, pinned = label.partition("@")
         return _version(self.cards.get(name, ()), moment, int(pinned) if pinned.isdigit() else None)
+
+    def bills_estimated(self, moment: datetime) -> bool:
+        """Whether usage of this moment is charged that had to be estimated."""
+        found = [wanted for since, wanted in self.estimated if since <= moment]
+        return found[-1] if found else True
 
     def default_at(self, moment: datetime) -> str | None:
         """The plan of customers who have none of their own."""

@@ -17,6 +17,7 @@ from token_meter.billing.credit import Place, Scope, pays_for
 from token_meter.billing.lines import Held, Line, Segment, lines_of
 from token_meter.billing.meters import BUILT_IN, MeterDefinition
 from token_meter.billing.plans import Period
+from token_meter.errors import InvalidInvoice
 from token_meter.money import EXACT, ZERO, decimal_of, plain, rounded, shares, total, unit_of
 from token_meter.prices.price import moment_of, moment_text
 
@@ -35,11 +36,16 @@ class Bought(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """So much of a grant may be used, and for what."""
+    """What may be used of a grant, and for what.
+
+    `available` is what usage has drawn and no invoice tells yet, and what is left; below zero where more came back than
+    can be drawn again (it has expired meanwhile). `returned` is what came back of what earlier invoices used.
+    """
 
     grant: str
     available: Decimal
     scope: Scope = ()
+    returned: Decimal = ZERO
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +83,6 @@ class Invoice:
     def subtotal(self) -> Decimal:
         """Everything before tax and credit, rounded."""
         return self._sum(line for line in self.lines if line.kind not in ("tax", "credit"))
-
-    @property
-    def credit_used(self) -> Decimal:
-        """What was paid for with credit, rounded."""
-        return EXACT.minus(self._sum(line for line in self.lines if line.kind == "credit"))
 
     @property
     def total(self) -> Decimal:
@@ -164,7 +165,7 @@ class Invoice:
         merged: dict[tuple[Any, ...], Line] = {}
         for line in self.lines:
             key = _collapse_key(line, wanted)
-            merged[key] = _together(merged[key], line, wanted) if key in merged else _first(line, wanted)
+            merged[key] = _together(merged[key], line) if key in merged else _first(line, wanted)
         return list(merged.values())
 
 
@@ -193,12 +194,9 @@ def draw_up(
     Every line is exact first; then they are rounded together (largest remainder), so that they sum to the rounded
     total.
     """
-    lines: list[Line] = []
-    held: list[Held] = []
     for segment in segments:
-        mine, missing = lines_of(segment, meters)
-        lines += mine
-        held += missing
+        _check_currency(segment, currency)
+    lines, held = lines_of(segments, meters)
     lines += [Line("pack", f"pack|{each.grant}", each.title, period, each.price) for each in bought]
     lines += [line for correction in corrections for line in correction.lines]
     credit_line = _credit(lines, credit, period)
@@ -207,7 +205,7 @@ def draw_up(
     amounts = shares([line.exact for line in lines], currency, rounding)
     lines = [replace(line, amount=amount) for line, amount in zip(lines, amounts, strict=True)]
     taxed = total(line.amount or ZERO for line in lines)
-    if tax_percent is not None and tax_percent and taxed > ZERO:
+    if tax_percent is not None and tax_percent and taxed:
         lines.append(_tax(taxed, tax_percent, period, currency, rounding))
     return Invoice(
         customer=customer,
@@ -223,6 +221,16 @@ def draw_up(
         buyer=buyer or {},
         notes=tuple(notes),
     )
+
+
+def _check_currency(segment: Segment, currency: str) -> None:
+    for each in segment.usage:
+        theirs = str(each.said.get("currency") or currency)
+        if theirs != currency and each.quantity and "missing" not in each.said:
+            raise InvalidInvoice(
+                f"{each.model or each.charged_meter} is charged in {theirs} in {segment.span}, and the invoice is in "
+                f"{currency}: let the plan in {currency} begin with the period, or give its rate card that currency"
+            )
 
 
 def note_lines(invoice: Invoice, amount: Decimal, reason: str) -> tuple[Line, ...]:
@@ -242,13 +250,32 @@ def note_lines(invoice: Invoice, amount: Decimal, reason: str) -> tuple[Line, ..
 _PAID_BY_CREDIT: Final = ("usage", "included", "minimum", "discount", "correction")
 
 
+def _is_paid_by_credit(line: Line) -> bool:
+    return line.kind in _PAID_BY_CREDIT and not line.key.startswith("fee|")
+
+
 def _credit(lines: Sequence[Line], credit: Sequence[Credit], period: Period) -> Line | None:
-    """What credit pays for: usage with what is included, discounted and corrected of it; never below zero. Each grant
-    in turn pays for what it is for, as far as none before it did."""
-    mine = [line for line in lines if line.kind in _PAID_BY_CREDIT]
-    left = max(ZERO, total(line.exact for line in mine))
+    """What credit pays for: usage with what is included, discounted and corrected of it.
+
+    Each grant in turn pays for what it is for, as far as none before it did. Where more is taken back than is charged,
+    what had been paid with credit goes back to it, and only the rest is money.
+    """
+    mine = [line for line in lines if _is_paid_by_credit(line)]
+    used = {each.grant: each.available for each in credit if each.available < ZERO}
+    left = EXACT.subtract(total(line.exact for line in mine), total(used.values()))
+    able = [each for each in credit if each.available >= ZERO]
+    used |= _paid(mine, able, left) if left > ZERO else _given_back(able, EXACT.minus(left))
+    if not used:
+        return None
+    amount = total(used.values())
+    math = {"grants": {grant: plain(part) for grant, part in used.items()}}
+    title = "Credit used" if amount >= ZERO else "Credit given back"
+    return Line("credit", "credit", title, period, EXACT.minus(amount), math=math)
+
+
+def _paid(lines: Sequence[Line], credit: Sequence[Credit], left: Decimal) -> dict[str, Decimal]:
     places: dict[Place, Decimal] = {}
-    for line in mine:
+    for line in lines:
         place: Place = (line.meter, line.provider, line.model, line.token_type)
         places[place] = EXACT.add(places.get(place, ZERO), line.exact)
     used: dict[str, Decimal] = {}
@@ -262,10 +289,17 @@ def _credit(lines: Sequence[Line], credit: Sequence[Credit], period: Period) -> 
         for place in matching:
             part = min(amount, places[place])
             places[place], amount = EXACT.subtract(places[place], part), EXACT.subtract(amount, part)
-    if not used:
-        return None
-    math = {"grants": {grant: plain(amount) for grant, amount in used.items()}}
-    return Line("credit", "credit", "Credit used", period, EXACT.minus(total(used.values())), math=math)
+    return used
+
+
+def _given_back(credit: Sequence[Credit], amount: Decimal) -> dict[str, Decimal]:
+    """What burned last comes back first."""
+    used: dict[str, Decimal] = {}
+    for each in reversed(credit):
+        part = min(each.returned, amount)
+        if part > ZERO:
+            used[each.grant], amount = EXACT.minus(part), EXACT.subtract(amount, part)
+    return used
 
 
 def credit_told(lines: Iterable[Line]) -> dict[str, Decimal]:
@@ -358,7 +392,7 @@ def _meter_title(line: Line, meter: str) -> str:
     return line.title.partition(" (")[0] if line.kind == "usage" and not line.model else meter.replace("_", " ")
 
 
-def _together(one: Line, other: Line, _level: str) -> Line:
+def _together(one: Line, other: Line) -> Line:
     quantity = None if one.quantity is None or other.quantity is None else one.quantity + other.quantity
     return replace(
         one,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Decimal
+from fnmatch import fnmatchcase
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from token_meter.billing.cards import Rate, RateCard, Tier
@@ -133,35 +134,72 @@ class Segment:
     """What meters come to that no sum tells (`max`, `unique`)."""
 
 
-def lines_of(segment: Segment, meters: Mapping[str, MeterDefinition]) -> tuple[list[Line], list[Held]]:
-    """The lines of a segment before tax and credit, in order, and what is held."""
-    priced, held = _sorted(segment.usage)
+def lines_of(segments: Sequence[Segment], meters: Mapping[str, MeterDefinition]) -> tuple[list[Line], list[Held]]:
+    """The lines of a period's segments before tax and credit, in order, and what is held."""
+    lines: list[Line] = []
+    held: list[Held] = []
+    once: set[tuple[Any, ...]] = set()
+    for segment in segments:
+        mine, missing = _lines_of(segment, meters, once)
+        lines += mine
+        held += missing
+    return lines, held
+
+
+def _lines_of(
+    segment: Segment, meters: Mapping[str, MeterDefinition], once: set[tuple[Any, ...]]
+) -> tuple[list[Line], list[Held]]:
+    """The lines of one segment. `once` is what an earlier part of the same period has charged already."""
+    priced, held = _sorted(segment)
+    left = [_allowance(each, segment) for each in _allowances(segment)]
     lines: list[Line] = []
     for (label, place), mine in priced.items():
         rate = segment.cards[label].rates[place]
-        charged = _of_rate(mine, rate, segment, label, place, meters)
+        if rate.flat is not None and not _is_first(once, segment, "flat", segment.cards[label].name, place):
+            continue
+        charged = _of_rate(mine, rate, segment, label, place, meters, left)
         lines += charged
         lines += _minimum(charged, rate, segment, label, place)
+    lines += _unused_minimums(priced, segment)
     if segment.plan is not None:
-        lines += _fees(segment.plan, segment)
+        lines += _fees(segment.plan, segment, once)
         lines += _included_amounts(lines, segment.plan, segment)
         lines += _discounts(lines, segment.plan, segment)
         lines += _plan_minimum(lines, segment.plan, segment)
     return lines, held
 
 
-def _sorted(usage: Iterable[Metered]) -> tuple[dict[tuple[str, int], list[Metered]], list[Held]]:
-    """What is charged by which rate of which card, and what has no price."""
+def _is_first(once: set[tuple[Any, ...]], segment: Segment, *what: Any) -> bool:
+    """Whether an amount that is charged once in a period was not charged yet in an earlier part of it."""
+    key = (segment.whole.start, *what)
+    if key in once:
+        return False
+    once.add(key)
+    return True
+
+
+def _sorted(segment: Segment) -> tuple[dict[tuple[str, int], list[Metered]], list[Held]]:
+    """What is charged by which rate of which card, and what has no price.
+
+    A rate that a later version of its card did not change is one rate: its tiers and minimum are of the whole period.
+    """
     priced: dict[tuple[str, int], list[Metered]] = {}
     held = []
-    for each in sorted(usage, key=Metered.order):
+    same: dict[tuple[str, int], list[tuple[Rate, str]]] = {}
+    for each in sorted(segment.usage, key=Metered.order):
         said = each.said
         if "missing" in said:
             cost = each.rating.document.get("cost") or {}
             reason = str(cost.get("missing") or said["missing"])
             held.append(Held(each.charged_meter, each.provider, each.model, each.name, each.quantity, reason))
         elif said and said.get("kind") != "waived" and each.quantity:
-            priced.setdefault((said["card"], said["rate"]), []).append(each)
+            label, place = said["card"], said["rate"]
+            card = segment.cards[label]
+            known = same.setdefault((card.name, place), [])
+            first = next((name for rate, name in known if rate == card.rates[place]), None)
+            if first is None:
+                known.append((card.rates[place], label))
+            priced.setdefault((first or label, place), []).append(each)
     return {key: _calls_together(mine) for key, mine in priced.items()}, held
 
 
@@ -186,12 +224,13 @@ def _of_rate(
     label: str,
     place: int,
     meters: Mapping[str, MeterDefinition],
+    left: list[int],
 ) -> list[Line]:
     if mine[0].rating.charge is not None:
-        lines = [_usage_line(each, segment, label, meters) for each in mine]
-        return [*lines, *_included_quantities(lines, segment)]
+        lines = [_usage_line(each, segment, str(each.said["card"]), meters) for each in mine]
+        return [*lines, *_included_quantities(lines, segment, left)]
     quantity = segment.aggregates.get(rate.meter, sum(each.quantity for each in mine))
-    free = _free(rate.meter, {}, segment, quantity)
+    free = _free(rate.meter, mine, segment, quantity, left)
     return _by_the_period(max(0, quantity - free), rate, segment, label, place, meters, free=free)
 
 
@@ -299,9 +338,19 @@ def _tier_amount(tier: Tier, quantity: int, per: int) -> Decimal:
 # What fees pay for already
 
 
-def _free(meter: str, dimensions: Mapping[str, str | None], segment: Segment, quantity: int) -> int:
-    """How many units of a meter that is charged by the period are included."""
-    return min(quantity, sum(_allowance(each, segment) for each in _allowances(segment) if each.meter == meter))
+def _free(meter: str, mine: Sequence[Metered], segment: Segment, quantity: int, left: list[int]) -> int:
+    """How many units of a meter that is charged by the period are included; `left`: what is left of each allowance."""
+    free = 0
+    for number, each in enumerate(_allowances(segment)):
+        if each.meter != meter:
+            continue
+        counted = quantity
+        if each.where:
+            counted = sum(one.quantity for one in mine if _concerns(each, one.provider, one.model, one.name))
+        taken = max(0, min(left[number], counted, quantity - free))
+        left[number] -= taken
+        free += taken
+    return free
 
 
 def _allowances(segment: Segment) -> list[Included]:
@@ -320,16 +369,16 @@ def _allowance(each: Included, segment: Segment) -> int:
     )
 
 
-def _included_quantities(lines: Sequence[Line], segment: Segment) -> list[Line]:
-    """Negative lines for included units, taken off the lines in the order these stand in."""
+def _included_quantities(lines: Sequence[Line], segment: Segment, left: list[int]) -> list[Line]:
+    """Negative lines for included units, taken off the lines in the order these stand in; `left`: of each allowance."""
     found = []
     for number, each in enumerate(_allowances(segment)):
-        left = _allowance(each, segment)
         for line in lines:
-            if not left or line.meter != each.meter or not _concerns(each, line) or line.rate is None:
+            concerned = line.meter == each.meter and _concerns(each, line.provider, line.model, line.token_type)
+            if not left[number] or not concerned or line.rate is None:
                 continue
-            taken = min(left, line.quantity or 0)
-            left -= taken
+            taken = min(left[number], line.quantity or 0)
+            left[number] -= taken
             if taken:
                 found.append(
                     replace(
@@ -340,9 +389,9 @@ def _included_quantities(lines: Sequence[Line], segment: Segment) -> list[Line]:
     return found
 
 
-def _concerns(each: Included, line: Line) -> bool:
-    told = {"provider": line.provider, "model": line.model, "token_type": line.token_type}
-    return all(told.get(name) == value for name, value in each.where.items())
+def _concerns(each: Included, provider: str | None, model: str | None, token_type: str | None) -> bool:
+    told = {"provider": provider, "model": model, "token_type": token_type}
+    return all(fnmatchcase(told[name] or "", pattern) for name, pattern in each.where.items())
 
 
 def _included_amounts(lines: Sequence[Line], plan: Plan, segment: Segment) -> list[Line]:
@@ -375,10 +424,12 @@ def _share(segment: Segment) -> Decimal:
     return EXACT.divide(segment.span.days, segment.whole.days)
 
 
-def _fees(plan: Plan, segment: Segment) -> list[Line]:
+def _fees(plan: Plan, segment: Segment, once: set[tuple[Any, ...]]) -> list[Line]:
     share = _share(segment)
     lines = []
     for number, fee in enumerate(plan.fees):
+        if not fee.prorate and not _is_first(once, segment, "fee", plan.name, fee.title):
+            continue
         part = share if fee.prorate else ONE
         math = {"amount": plain(fee.amount)} | ({"share": plain(part)} if part != ONE else {})
         exact = EXACT.multiply(fee.amount, part)
@@ -397,6 +448,16 @@ def _minimum(lines: Sequence[Line], rate: Rate, segment: Segment, label: str, pl
     return [Line("minimum", f"minimum|{label}|{place}", title, segment.span, missing, meter=rate.meter, card=label)]
 
 
+def _unused_minimums(priced: Mapping[tuple[str, int], Sequence[Metered]], segment: Segment) -> Iterable[Line]:
+    """A minimum is due also where nothing was used."""
+    used = {(segment.cards[label].name, place) for label, place in priced}
+    for label, card in segment.cards.items():
+        for place, rate in enumerate(card.rates):
+            if rate.minimum is not None and (card.name, place) not in used:
+                used.add((card.name, place))
+                yield from _minimum((), rate, segment, label, place)
+
+
 def _plan_minimum(lines: Sequence[Line], plan: Plan, segment: Segment) -> list[Line]:
     if plan.minimum is None:
         return []
@@ -412,10 +473,11 @@ def _discounts(lines: Sequence[Line], plan: Plan, segment: Segment) -> list[Line
         "fees": ("fee",),
         "all": ("usage", "included", "minimum", "fee"),
     }
-    found = []
+    found: list[Line] = []
     for number, each in enumerate(plan.discounts):
         base = total(line.exact for line in lines if line.kind in kinds[each.on])
-        taken = EXACT.divide(EXACT.multiply(base, each.percent), Decimal(100))
+        rest = total(line.exact for line in (*lines, *found) if line.kind in (*kinds["all"], "discount"))
+        taken = min(EXACT.divide(EXACT.multiply(base, each.percent), Decimal(100)), rest)
         if taken > ZERO:
             key = f"discount|{segment.label}|{number}"
             math = {"percent": plain(each.percent), "of": plain(base)}

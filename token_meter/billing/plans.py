@@ -25,6 +25,9 @@ from token_meter.money import EXACT
 
 PERIODS: Final = ("day", "week", "month", "quarter", "year")
 LEVELS: Final = ("token_type", "model", "meter", "total")
+OWN: Final = " (plan)"
+"""What is behind a plan's name in the name of the card that its own rates are."""
+INCLUDED_WHERE: Final = ("provider", "model", "token_type")
 
 
 class Fee(Frozen):
@@ -42,6 +45,14 @@ class Included(Frozen):
     quantity: Quantity | None = None
     amount: Amount | None = None
     where: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("where")
+    @classmethod
+    def _is_known(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if name not in INCLUDED_WHERE:
+                raise ValueError(f"{name!r} cannot narrow what is included. Known: {', '.join(INCLUDED_WHERE)}")
+        return value
 
     @model_validator(mode="after")
     def _says_one(self) -> Self:
@@ -98,10 +109,10 @@ class Plan(Frozen):
         return self
 
     def own_card(self) -> RateCard | None:
-        """The rates written into the plan itself, as a card of its name."""
+        """The rates written into the plan itself, as a card whose name no other card has."""
         if not self.rates:
             return None
-        return RateCard(name=self.name, currency=self.currency, rates=self.rates)
+        return RateCard(name=f"{self.name}{OWN}", currency=self.currency, rates=self.rates)
 
 
 class PlansFile(Frozen):

@@ -91,7 +91,8 @@ class EventRater:
         )
         found = tariff.found(event.price_context, event.usage)
         key = (
-            id(terms), id(tariff), id(found), event.meter, is_call(event), event.status == "estimated",
+            id(terms), id(tariff), id(found), event.meter, is_call(event),
+            event.status == "estimated" and self.catalogue.bills_estimated(event.time), event.status == "estimated",
             event.publisher, *event.usage, *(dimension_of(event, name) for name in self._names(terms)),
         )  # fmt: skip
         kept = self._answers.get(key)
@@ -211,7 +212,7 @@ class EventRater:
                 "card": card.label, "rate": place, "meter": meter, "currency": card.content.currency,
                 "plan": terms.plan.label if terms.plan is not None else None,
             }  # fmt: skip
-            if event.status == "estimated" and not self.catalogue.bill_estimated:
+            if event.status == "estimated" and not self.catalogue.bills_estimated(event.time):
                 return Share(Decimal(0), {**said, "kind": "waived", "why": "estimated usage is not billed"}, False)
             if not summed:
                 return Share(None, {**said, "kind": "by_the_period"}, pending=False)

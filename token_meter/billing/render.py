@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from token_meter.billing.invoice import Invoice
 from token_meter.billing.lines import Held, Line
 from token_meter.billing.plans import Period
-from token_meter.money import EXACT, ZERO, plain, unit_of
+from token_meter.money import EXACT, ONE, ZERO, plain, unit_of
 
 _MILLION: Final = Decimal(1_000_000)
 
@@ -139,7 +139,7 @@ def _short(number: Decimal, decimals: int = 12) -> str:
     """A number as it is, unless nobody would read its decimals to the end: then rounded, and it says so."""
     text = plain(number)
     _, _, behind = text.partition(".")
-    return text if len(behind) <= decimals else f"≈ {plain(round(number, decimals))}"
+    return text if len(behind) <= decimals else f"≈ {plain(number.quantize(ONE.scaleb(-decimals), context=EXACT))}"
 
 
 def _many(per: int) -> str:

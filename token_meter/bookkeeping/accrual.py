@@ -8,6 +8,8 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlalchemy import func, select
+
 from token_meter.billing.invoice import Invoice
 from token_meter.billing.plans import Period
 from token_meter.bookkeeping.invoice_book import InvoiceBook
@@ -16,6 +18,7 @@ from token_meter.bookkeeping.segments import month_around
 from token_meter.errors import InvalidInvoice
 from token_meter.ledger.query import read_bounds
 from token_meter.ledger.rows import EPOCH, MICROSECOND
+from token_meter.ledger.tables import subscriptions
 from token_meter.money import ZERO, total
 
 if TYPE_CHECKING:
@@ -43,10 +46,12 @@ def accruals(ledger: Ledger, *, mode: str = "live", now: Callable[[], float] = t
     with ledger.reading() as (_, connection):
         names = everybody(connection, mode)
         bounds = read_bounds(connection)
-    if bounds is None:
+        subscribed = connection.execute(select(func.min(subscriptions.c.start)).where(subscriptions.c.mode == mode))
+        starts = [each for each in (bounds[0] if bounds else None, subscribed.scalar()) if each is not None]
+    moment = EPOCH + MICROSECOND * int(now() * 1_000_000)
+    if not starts:
         return
-    first = month_around(EPOCH + MICROSECOND * bounds[0])
-    last = month_around(EPOCH + MICROSECOND * int(now() * 1_000_000))
+    first, last = month_around(EPOCH + MICROSECOND * min(starts)), month_around(moment)
     within = Period(first.start, last.stop + timedelta(days=366))
     book = InvoiceBook(ledger, now=now)
     for customer in names:
@@ -56,5 +61,5 @@ def accruals(ledger: Ledger, *, mode: str = "live", now: Callable[[], float] = t
             yield Accrual(customer, None, str(problem))
             continue
         for invoice in drafts:
-            if invoice.number is None and invoice.period.start <= last.start and (invoice.lines or invoice.held):
+            if invoice.number is None and invoice.period.start <= moment and (invoice.lines or invoice.held):
                 yield Accrual(customer, invoice)

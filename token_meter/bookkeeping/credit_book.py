@@ -28,7 +28,7 @@ from token_meter.billing.credit import (
 from token_meter.bookkeeping.credit_rows import grant_of, insert_grant, micros, post, read_grants
 from token_meter.bookkeeping.customers import enter
 from token_meter.bookkeeping.notice_rows import RECHARGE
-from token_meter.bookkeeping.plan_book import Moment, read_packs, touch
+from token_meter.bookkeeping.plan_book import Moment, read_catalogue, read_packs, touch
 from token_meter.bookkeeping.settings import read_setting, write_setting
 from token_meter.errors import InvalidCredit
 from token_meter.ledger.rows import EPOCH, MICROSECOND
@@ -127,7 +127,11 @@ class CreditBook:
         )  # fmt: skip
 
     def _add(self, grant: CreditGrant, reason: str) -> CreditGrant:
+        if not grant.customer.strip():
+            raise InvalidCredit("credit needs a customer")
         with self._ledger.closing() as (store, connection):
+            if grant.price:
+                _check_currency(connection, grant)
             if not insert_grant(store, connection, grant):
                 there = _grant(connection, grant.id)
                 if _what(there) != _what(grant):
@@ -244,8 +248,14 @@ class CreditBook:
             if pack not in packs:
                 raise InvalidCredit(f"there is no pack {pack!r}. Known: {', '.join(sorted(packs)) or 'none'}")
             rules: dict[str, Any] = dict(read_setting(connection, RECHARGE) or {})
+            try:
+                least = decimal_of(threshold, "the threshold")
+            except ValueError as problem:
+                raise InvalidCredit(str(problem)) from None
+            if least <= ZERO:
+                raise InvalidCredit(f"the threshold must be above 0, not {least}")
             rules[f"{mode}/{customer}"] = {
-                "threshold": plain(decimal_of(threshold, "threshold")), "pack": pack, "currency": packs[pack].currency,
+                "threshold": plain(least), "pack": pack, "currency": packs[pack].currency,
             }  # fmt: skip
             write_setting(connection, RECHARGE, rules, moment=micros(self._moment()))
 
@@ -258,6 +268,18 @@ def _grant(connection: Connection, grant_id: str) -> CreditGrant:
     if row is None:
         raise InvalidCredit(f"there is no grant {grant_id!r}: see `token-meter credits list CUSTOMER`")
     return grant_of(row)
+
+
+def _check_currency(connection: Connection, grant: CreditGrant) -> None:
+    """What is sold stands on an invoice, which has one currency."""
+    terms, _, _ = read_catalogue(connection).terms(grant.mode, grant.customer, grant.created)
+    currency = terms.plan.content.currency if terms.plan is not None else "USD"
+    if grant.currency != currency:
+        plan = f"plan {terms.plan.label}" if terms.plan is not None else "usage at cost"
+        raise InvalidCredit(
+            f"{grant.customer} is invoiced in {currency} ({plan}), so credit in {grant.currency} cannot be sold to "
+            f"them: sell it in {currency}, or give them a plan in {grant.currency} first"
+        )
 
 
 def _what(grant: CreditGrant) -> tuple[object, ...]:

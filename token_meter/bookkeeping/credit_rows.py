@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, select
 
@@ -30,8 +30,6 @@ from token_meter.ledger.store import Store
 from token_meter.ledger.tables import entries, grants
 from token_meter.ledger.text import from_stored, to_stored
 from token_meter.money import EXACT, ZERO, plain, total
-
-DAY: Final = 86_400_000_000
 
 
 def read_grants(connection: Connection, mode: str, customer: str, *, locked: bool = False) -> list[CreditGrant]:
@@ -118,15 +116,22 @@ def _project(connection: Connection, grant: CreditGrant, mine: Sequence[Entry], 
 
 
 def bought_in(
-    mine: Iterable[CreditGrant], period: Period, currency: str, owed: Callable[[CreditGrant], Decimal]
+    mine: Iterable[CreditGrant],
+    period: Period,
+    currency: str,
+    owed: Callable[[CreditGrant], Decimal],
+    told: Mapping[str, Decimal],
 ) -> list[Bought]:
-    """The packs among a customer's grants that were bought in a period, and what is owed for them."""
-    bought = [
-        grant
-        for grant in sorted(mine, key=lambda each: (each.created, each.id))
-        if grant.price > ZERO and grant.currency == currency and period.start <= grant.created < period.stop
-    ]
-    return [Bought(grant.id, grant.title, owed(grant)) for grant in bought if owed(grant) > ZERO]
+    """The packs among a customer's grants that were bought in a period, and what is owed for them and on no invoice yet
+    (`told` is what is). Below zero where a pack was taken back after it had been invoiced."""
+    bought = []
+    for grant in sorted(mine, key=lambda each: (each.created, each.id)):
+        inside = period.start <= grant.created < period.stop
+        if grant.price > ZERO and grant.currency == currency and (inside or grant.id in told):
+            amount = EXACT.subtract(owed(grant), told.get(grant.id, ZERO))
+            title = grant.title if amount > ZERO else f"{grant.title}, taken back"
+            bought += [Bought(grant.id, title, amount)] if amount else []
+    return bought
 
 
 def settle(

@@ -29,7 +29,7 @@ from token_meter.billing.credit import (
 )
 from token_meter.billing.lines import UNITS
 from token_meter.billing.plans import period_of
-from token_meter.bookkeeping.credit_rows import DAY, insert_grant, post, read_grants
+from token_meter.bookkeeping.credit_rows import insert_grant, post, read_grants
 from token_meter.bookkeeping.notice_rows import note_recharge
 from token_meter.ledger.ratings import Read, read_ratings
 from token_meter.ledger.rows import EPOCH, HOUR, MICROSECOND, Measure
@@ -49,7 +49,7 @@ Who = tuple[str, str]
 """Mode and customer; an empty customer is nobody."""
 
 Key = tuple[str, str, str, int, Place]
-"""Mode, customer, currency, the day of the usage, and what it was, if some credit is not for any usage."""
+"""Mode, customer, currency, the hour of the usage, and what it was, if some credit is not for any usage."""
 
 
 class Drawing:
@@ -97,7 +97,7 @@ class Drawing:
         amounts: dict[Key, Decimal] = {}
         for measure, sign in concerned:
             for currency, place, amount in _charges(measure, rates):
-                key = (*_who(measure), currency, measure.hour // 24 * DAY, place if self._scoped else ANYTHING)
+                key = (*_who(measure), currency, measure.hour * HOUR, place if self._scoped else ANYTHING)
                 amounts[key] = EXACT.add(amounts.get(key, ZERO), amount if sign > 0 else EXACT.minus(amount))
         for key in sorted(amounts, key=_order):
             if amounts[key]:
@@ -109,12 +109,12 @@ class Drawing:
         return {read.number: read for read in read_ratings(connection, unknown)}
 
     def _draw(self, store: Store, connection: Connection, key: Key, amount: Decimal) -> None:
-        mode, customer, currency, day, place = key
+        mode, customer, currency, hour, place = key
         mine = read_grants(connection, mode, customer, locked=True)
-        at = EPOCH + MICROSECOND * day
+        at = EPOCH + MICROSECOND * hour
         if amount > ZERO:
-            # Usage is told by the day, and a grant may begin within it: the end of the day counts.
-            end = EPOCH + MICROSECOND * (day + DAY - 1)
+            # Usage is told by the hour, and a grant may begin within it: the end of the hour counts.
+            end = EPOCH + MICROSECOND * (hour + HOUR - 1)
             parts = taken_from(
                 [_begun(grant, at, end) for grant in mine], amount, currency=currency, at=end, place=place
             )
@@ -125,16 +125,18 @@ class Drawing:
             known = {grant.id: grant for grant in mine}
             parts = [Part(known[grant.id], part) for grant, part in parts]
             post(
-                connection, lessening(parts, "draw"), [grant for grant, _ in parts], kind="draw", service=day,
+                connection, lessening(parts, "draw"), [grant for grant, _ in parts], kind="draw", service=hour,
                 reason="usage",
             )  # fmt: skip
-            note_recharge(store, connection, mode, customer, currency)
+        # Also where nothing could be drawn: what was left may have expired.
+        note_recharge(store, connection, mode, customer, currency)
 
     def _grant_recurring(
         self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]
     ) -> dict[str, Who]:
         """The credit that plans grant with each period, when its first usage comes: ids of grants, and whose."""
-        moments = {(_who(each), each.hour * HOUR) for each, _ in measures}
+        # The end of the hour: a subscription may begin within it.
+        moments = {(_who(each), (each.hour + 1) * HOUR - 1) for each, _ in measures}
         wanted = [
             grant
             for (mode, customer), moment in moments
@@ -167,7 +169,7 @@ class Drawing:
 
 
 def _begun(grant: CreditGrant, start: datetime, end: datetime) -> CreditGrant:
-    """A grant that expires within the day still pays for usage of that day."""
+    """A grant that expires within the hour still pays for usage of that hour."""
     if grant.expires is not None and start < grant.expires <= end:
         return replace(grant, expires=end + MICROSECOND)
     return grant

@@ -39,7 +39,12 @@ def voiding(ledger: Ledger, id: str, *, reason: str, now: datetime) -> MeterEven
 
 
 def reassigning(ledger: Ledger, id: str, customer: str, *, reason: str, now: datetime) -> list[MeterEvent]:
-    """The events that take another from its customer and give it to this one, at its own time."""
+    """The events that take another from its customer and give it to this one, at its own time.
+
+    It is given first: where something stops in between, doing it again finishes it, and nothing is lost meanwhile.
+    """
+    if not customer.strip():
+        raise InvalidEvent("an event is given to a customer: say whose it is")
     original = _original(ledger, id)
     if original.customer == customer:
         raise InvalidEvent(f"event {id} is {customer}'s already")
@@ -49,7 +54,7 @@ def reassigning(ledger: Ledger, id: str, customer: str, *, reason: str, now: dat
         customer=customer,
         dimensions={**original.dimensions, REASON: reason},
     )
-    return [voiding(ledger, id, reason=reason, now=now), given]
+    return [given, voiding(ledger, id, reason=reason, now=now)]
 
 
 def record_all(corrections: list[MeterEvent], record: Callable[[MeterEvent], object]) -> list[str]:

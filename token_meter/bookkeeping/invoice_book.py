@@ -8,6 +8,7 @@ service period and price.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,16 @@ from sqlalchemy import Connection, select
 
 from token_meter.billing.catalogue import Catalogue
 from token_meter.billing.credit import burn_order
-from token_meter.billing.invoice import Correction, Credit, Invoice, corrections_to, credit_told, draw_up, note_lines
+from token_meter.billing.invoice import (
+    Bought,
+    Correction,
+    Credit,
+    Invoice,
+    corrections_to,
+    credit_told,
+    draw_up,
+    note_lines,
+)
 from token_meter.billing.lines import Segment, lines_of
 from token_meter.billing.plans import Period
 from token_meter.billing.render import DRAFT, Standing
@@ -45,7 +55,7 @@ from token_meter.bookkeeping.invoice_rows import (
 )
 from token_meter.bookkeeping.page import Page
 from token_meter.bookkeeping.plan_book import read_catalogue
-from token_meter.bookkeeping.segments import Billing, billings, month_around, segments_of
+from token_meter.bookkeeping.segments import Billing, billings, month_around, segments_of, terms_text
 from token_meter.bookkeeping.settings import read_setting, write_setting
 from token_meter.errors import InvalidInvoice
 from token_meter.ledger.rows import EPOCH, MICROSECOND
@@ -61,6 +71,8 @@ SELLER: Final = "seller"
 PAGE: Final = 100
 """So many customers are invoiced in one transaction of a run."""
 
+_PREFIX: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,15}")
+
 Progress = Callable[[int, int], object]
 
 
@@ -72,6 +84,8 @@ class Ran(NamedTuple):
     there: int
     empty: int
     failed: dict[str, str]
+    behind: dict[str, str]
+    """Who has usage in an earlier time that is on no invoice: a customer whom an event was given to later, say."""
 
 
 class InvoiceBook:
@@ -94,7 +108,7 @@ class InvoiceBook:
             found = billings(desk.catalogue, mode, customer, within or _around(now))
             if within is None:
                 found = [each for each in found if each.period.start <= now < each.period.stop]
-            return [desk.final_or_draft(each, customer) for each in found]
+            return [desk.final_or_draft(each, customer, now, assume=len(found) > 1) for each in found]
 
     # Final invoices
 
@@ -134,7 +148,7 @@ class InvoiceBook:
             raise InvalidInvoice(f"the period {within} has not ended: it ends at {within.stop:%Y-%m-%d %H:%M} UTC")
         with self._ledger.reading() as (_, connection):
             names = everybody(connection, mode)
-        ran = Ran([], 0, 0, {})
+        ran = Ran([], 0, 0, {}, {})
         for start in range(0, len(names), PAGE):
             with self._ledger.closing() as (store, connection):
                 page = names[start : start + PAGE]
@@ -238,9 +252,16 @@ class InvoiceBook:
             return note
 
     def set_seller(self, details: Mapping[str, Any]) -> None:
-        """Who sells: name, address, tax_id, terms, prefix of numbers, rounding; on every invoice from now on."""
-        with self._ledger.writing() as (_, connection):
-            write_setting(connection, SELLER, dict(details), moment=micros(self._moment()))
+        """Who sells: name, address, tax_id, terms, prefix of numbers, rounding; on every invoice from now on.
+
+        What is not named stays, and an empty text takes it away. Raises InvalidInvoice for a prefix that cannot be.
+        """
+        if not _PREFIX.fullmatch(str(details.get("prefix") or "INV")):
+            raise InvalidInvoice(f"a prefix is up to 16 letters, digits and dashes, not {details['prefix']!r}")
+        with self._ledger.closing() as (_, connection):
+            known = {**(read_setting(connection, SELLER) or {}), **details}
+            kept = {name: text for name, text in known.items() if text not in (None, "")}
+            write_setting(connection, SELLER, kept, moment=micros(self._moment()))
 
     def _moment(self) -> datetime:
         return EPOCH + MICROSECOND * int(self._now() * 1_000_000)
@@ -271,13 +292,22 @@ class _Desk:
 
     def billing_of(self, customer: str, period: Period) -> Billing | None:
         """The billing period of a customer that is exactly this one."""
-        found = billings(self.catalogue, self._mode, customer, Period(period.stop - MICROSECOND, period.stop))
+        found = self._billings(customer, Period(period.stop - MICROSECOND, period.stop))
         return next((each for each in found if each.period == period), None)
 
-    def final_or_draft(self, billing: Billing, customer: str) -> Invoice:
-        """The final invoice of a period, or what it would be now."""
+    def final_or_draft(self, billing: Billing, customer: str, now: datetime, *, assume: bool) -> Invoice:
+        """The final invoice of a period, or what it would be now. `assume`: as if the drafts before it were final, so
+        that no credit is used and nothing is corrected in several of them."""
         there = self.final_of(customer, billing.period)
-        return there.invoice if there is not None else self._draw_up(billing, customer)[0]
+        if there is not None:
+            return there.invoice
+        invoice, inputs = self._draw_up(billing, customer)
+        if assume:
+            missing = self._missing(invoice, billing)
+            written = replace(invoice, number=f"draft {billing.period}", issued=now)
+            self._page.keep(sealed(written, inputs, kind="invoice")[0])
+            self._page.assume(customer, missing, billing.period.stop - MICROSECOND)
+        return invoice
 
     def _billings(self, customer: str, within: Period) -> list[Billing]:
         """A customer's billing periods; those without a subscription of their own all have the same."""
@@ -289,16 +319,34 @@ class _Desk:
 
     def run(self, customer: str, within: Period, now: datetime, ran: Ran) -> Ran:
         """The invoices of one customer in a run."""
+        behind = self._behind(customer, within)
+        if behind is not None:
+            ran.behind[customer] = behind
         for billing in self._billings(customer, within):
             if self.final_of(customer, billing.period) is not None:
                 ran = ran._replace(there=ran.there + 1)
                 continue
             invoice, inputs = self._draw_up(billing, customer)
-            if invoice.lines:
+            if invoice.lines and not self._is_stranger(customer, billing, invoice):
                 ran.written.append(self._keep(invoice, inputs, billing, now))
             else:
                 ran = ran._replace(empty=ran.empty + 1)
         return ran
+
+    def _is_stranger(self, customer: str, billing: Billing, invoice: Invoice) -> bool:
+        """Who was not there yet, and used nothing, owes no fee of the plan that everybody is on."""
+        if billing.parts[-1].terms.subscription is not None or any(line.kind != "fee" for line in invoice.lines):
+            return False
+        since = self._page.buyer(customer).since
+        return since is not None and since >= billing.period.stop
+
+    def _behind(self, customer: str, within: Period) -> str | None:
+        """A month before this span that has late usage of a customer and no final invoice of theirs."""
+        final = [kept.invoice.period for kept in self._final(customer)]
+        for moment in self._page.late(customer, 0, self._late_seen):
+            if moment < within.start and not any(_floor(each.start) <= moment < each.stop for each in final):
+                return f"{moment:%Y-%m}"
+        return None
 
     def finalise(self, billing: Billing, customer: str, now: datetime) -> Invoice | None:
         """Make the invoice of a period final; None if there is nothing on it."""
@@ -310,12 +358,7 @@ class _Desk:
         due = now + timedelta(days=plan.due_days if plan is not None else 30)
         number = self._numbers.next(str(self._seller.get("prefix") or "INV"))
         final = replace(invoice, number=number, state="final", issued=now, due=due)
-        drawn, used = self._drawn(final.customer, billing), credit_told(final.lines)
-        missing = {
-            grant: amount
-            for grant in {*drawn, *used}
-            if (amount := EXACT.subtract(used.get(grant, ZERO), drawn.get(grant, ZERO)))
-        }
+        missing = self._missing(final, billing)
         kept, row = sealed(final, inputs, kind="invoice")
         self._page.keep(kept)
         self._rows.append(row)
@@ -325,6 +368,12 @@ class _Desk:
         until = micros(billing.period.stop)
         self._closed = max(self._closed, until)
         return final
+
+    def _missing(self, invoice: Invoice, billing: Billing) -> dict[str, Decimal]:
+        """What an invoice uses of each grant beyond what its usage has drawn; below zero: less."""
+        drawn, used = self._drawn(invoice.customer, billing), credit_told(invoice.lines)
+        amounts = {grant: EXACT.subtract(used.get(grant, ZERO), drawn.get(grant, ZERO)) for grant in {*drawn, *used}}
+        return {grant: amount for grant, amount in amounts.items() if amount}
 
     def write(self) -> None:
         """Write what was made final, at the end of the transaction."""
@@ -343,7 +392,7 @@ class _Desk:
         corrections = self._corrections(customer)
         credit = self._credit(customer, billing)
         notes = list(self._noted(customer, corrections))
-        bought = bought_in(self._page.grants(customer), billing.period, billing.currency, self._page.owed)
+        bought = self._bought(customer, billing)
         invoice = draw_up(
             segments,
             customer=customer,
@@ -371,7 +420,9 @@ class _Desk:
             "meters": self._meters,
             "corrections": [self._documents.correction(each) for each in corrections],
             "bought": [[each.grant, each.title, plain(each.price)] for each in bought],
-            "credit": [[each.grant, plain(each.available), dict(each.scope)] for each in credit],
+            "credit": [[each.grant, plain(each.available), dict(each.scope), plain(each.returned)] for each in credit],
+            "terms": terms_text(billing),
+            "final": [kept.invoice.number for kept in self._final(customer)] if corrections else [],
             "notes": notes,
         }
         return invoice, inputs
@@ -393,52 +444,79 @@ class _Desk:
         page = self._page
         return segments_of(self.catalogue, billing, partial(page.metered, customer), partial(page.aggregates, customer))
 
+    def _final(self, customer: str) -> list[Kept]:
+        """A customer's final invoices."""
+        return [each for each in self._page.kept(customer) if each.kind == "invoice" and each.state == "final"]
+
+    def _bought(self, customer: str, billing: Billing) -> list[Bought]:
+        """What is owed for packs and on no invoice yet."""
+        told: dict[str, Decimal] = {}
+        for kept in self._final(customer):
+            for line in kept.invoice.lines:
+                if line.kind == "pack":
+                    grant = line.key.removeprefix("pack|")
+                    told[grant] = EXACT.add(told.get(grant, ZERO), line.exact)
+        grants = self._page.grants(customer)
+        return bought_in(grants, billing.period, billing.currency, self._page.owed, told)
+
     def _credit(self, customer: str, billing: Billing) -> list[Credit]:
         """What may be used of a customer's grants, in burn order: what usage has drawn and no invoice tells yet, and
         what is left."""
         last, drawn, found = billing.period.stop - MICROSECOND, self._drawn(customer, billing), []
         for grant in burn_order(self._page.grants(customer)):
-            left = grant.remaining if grant.usable_at(last) else ZERO
-            available = EXACT.add(drawn.get(grant.id, ZERO), left)
-            if grant.currency == billing.currency and available > ZERO:
-                found.append(Credit(grant.id, available, grant.scope))
+            mine = drawn.get(grant.id, ZERO)
+            available = EXACT.add(mine, grant.remaining if grant.usable_at(last) else ZERO)
+            if grant.currency == billing.currency and (available or mine):
+                found.append(Credit(grant.id, available, grant.scope, max(ZERO, EXACT.minus(mine))))
         return found
 
     def _drawn(self, customer: str, billing: Billing) -> dict[str, Decimal]:
-        """What usage until the end of the period has drawn of each grant, less what final invoices tell of it."""
-        stop, currency = billing.period.stop, billing.currency
-        mine = {grant.id for grant in self._page.grants(customer) if grant.currency == currency}
-        drawn = {grant: amount for grant, amount in self._page.drawn(customer, stop).items() if grant in mine}
-        for kept in self._page.kept(customer):
-            invoice = kept.invoice
-            if kept.kind == "invoice" and kept.state == "final" and invoice.period.stop <= stop:
-                for grant, amount in credit_told(invoice.lines).items():
-                    if grant in mine:
-                        drawn[grant] = EXACT.subtract(drawn.get(grant, ZERO), amount)
+        """What usage has drawn of each grant and no final invoice tells: in this period, and in those that are final,
+        where something may have come or been taken back since. What is drawn in other open periods is theirs."""
+        final = self._final(customer)
+        periods = [billing.period, *(kept.invoice.period for kept in final)]
+        mine = {grant.id for grant in self._page.grants(customer) if grant.currency == billing.currency}
+        drawn: dict[str, Decimal] = {}
+        for grant, moment, amount in self._page.drawn(customer):
+            if grant in mine and any(_floor(period.start) <= moment < period.stop for period in periods):
+                drawn[grant] = EXACT.add(drawn.get(grant, ZERO), amount)
+        for kept in final:
+            for grant, amount in credit_told(kept.invoice.lines).items():
+                if grant in mine:
+                    drawn[grant] = EXACT.subtract(drawn.get(grant, ZERO), amount)
         return drawn
 
     def _corrections(self, customer: str) -> list[Correction]:
-        """What earlier final invoices of a customer come to now beyond what was invoiced."""
-        kept = self._page.kept(customer)
-        final = [each for each in kept if each.kind == "invoice" and each.state == "final"]
-        seen = max((int(each.inputs["late_seen"]) for each in final), default=0)
-        touched = self._page.late(customer, seen, self._late_seen) if final else []
+        """What earlier final invoices of a customer come to now beyond what was invoiced: where events came or were
+        rated again since, and where other plans hold in that time."""
+        final = self._final(customer)
         found = []
         for each in final:
             period = each.invoice.period
-            if any(period.start <= moment < period.stop for moment in touched):
+            touched = self._page.late(customer, int(each.inputs["late_seen"]), self._late_seen)
+            moved = any(_floor(period.start) <= moment < period.stop for moment in touched)
+            if moved or each.inputs.get("terms") != self._terms_of(customer, period):
                 correction = self._correction(customer, each, final)
                 found += [correction] if correction is not None else []
         return found
 
+    def _terms_of(self, customer: str, period: Period) -> str | None:
+        """Which versions of which plans and cards hold in which parts of a period; None: it is no billing period."""
+        billing = self.billing_of(customer, period)
+        return None if billing is None else terms_text(billing)
+
     def _correction(self, customer: str, kept: Kept, final: Sequence[Kept]) -> Correction | None:
         billing = self.billing_of(customer, kept.invoice.period)
-        if billing is None:
-            return None
-        segments = self._segments(billing, customer)
-        now = [line for segment in segments for line in lines_of(segment, self.catalogue.meters)[0]]
+        # Where the period is none any more, other periods have its usage.
+        segments = [] if billing is None else self._segments(billing, customer)
+        now = lines_of(segments, self.catalogue.meters)[0]
         correction = corrections_to(invoiced_lines(final, kept), now, number=str(kept.invoice.number))
         return None if correction is None else replace(correction, segments=tuple(segments))
+
+
+def _floor(moment: datetime) -> datetime:
+    """The beginning of the hour: sums know the hour of an event, and no more."""
+    return moment.replace(minute=0, second=0, microsecond=0)
 
 
 def _around(now: datetime) -> Period:

@@ -47,6 +47,8 @@ class Buyer:
     currency: str | None
     details: Mapping[str, str]
     tax_percent: Decimal | None
+    since: datetime | None
+    """When they were first seen."""
 
 
 def read_invoice(connection: Connection, number: str, mode: str) -> Kept:
@@ -57,18 +59,28 @@ def read_invoice(connection: Connection, number: str, mode: str) -> Kept:
     return kept_of_row(row)
 
 
+def knows(connection: Connection, number: str, mode: str) -> bool:
+    """Whether there is an invoice of this number."""
+    mine = (invoices.c.mode == mode) & (invoices.c.number == number)
+    return connection.execute(select(invoices.c.number).where(mine)).first() is not None
+
+
 def kept_of_row(row: Row[Any]) -> Kept:
-    return Kept(
-        invoice=Invoice.from_json(json.loads(row.document)),
-        kind=row.kind,
-        state=row.state,
-        issued=EPOCH + MICROSECOND * row.issued,
-        paid=None if row.paid is None else EPOCH + MICROSECOND * row.paid,
-        changed=json.loads(row.changed) if row.changed else {},
-        concerns=row.concerns,
-        inputs=json.loads(row.inputs),
-        digest=bytes(row.digest),
-    )
+    """A row as a kept invoice. Raises InvalidInvoice for one that somebody has made unreadable."""
+    try:
+        return Kept(
+            invoice=Invoice.from_json(json.loads(row.document)),
+            kind=row.kind,
+            state=row.state,
+            issued=EPOCH + MICROSECOND * row.issued,
+            paid=None if row.paid is None else EPOCH + MICROSECOND * row.paid,
+            changed=json.loads(row.changed) if row.changed else {},
+            concerns=row.concerns,
+            inputs=json.loads(row.inputs),
+            digest=bytes(row.digest),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as problem:
+        raise InvalidInvoice(f"{row.number} is damaged: what is kept of it cannot be read ({problem})") from None
 
 
 def kept_of(connection: Connection, customer: str, mode: str) -> list[Kept]:
@@ -110,7 +122,8 @@ def buyer_of_row(row: Any) -> Buyer:
         tax = None if percent is None else decimal_of(percent, "tax_percent")
     except ValueError as problem:
         raise InvalidInvoice(f"customer {from_stored(row.id)}: {problem}") from None
-    return Buyer(None if row.name is None else from_stored(row.name), row.currency, details, tax)
+    since = EPOCH + MICROSECOND * row.created
+    return Buyer(None if row.name is None else from_stored(row.name), row.currency, details, tax, since)
 
 
 def shown_buyer(buyer: Buyer, customer: str) -> dict[str, str]:
@@ -180,7 +193,8 @@ def sealed(
     text = invoice.text()
     told = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
     assert invoice.issued is not None
-    kept = Kept(invoice, kind, "final", invoice.issued, None, {}, concerns, inputs, digest_of(text, told))
+    seal = digest_of(text, told, kind, concerns)
+    kept = Kept(invoice, kind, "final", invoice.issued, None, {}, concerns, inputs, seal)
     return kept, row_of(kept, text, told)
 
 
@@ -189,9 +203,9 @@ def change_invoice(connection: Connection, number: str, mode: str, **values: Any
     connection.execute(invoices.update().where(mine).values(**values))
 
 
-def digest_of(document: str, inputs: str) -> bytes:
+def digest_of(document: str, inputs: str, kind: str, concerns: str | None) -> bytes:
     """The seal of a kept invoice."""
-    return sha256(f"{document}\n{inputs}".encode()).digest()
+    return sha256(f"{kind}\n{concerns or ''}\n{document}\n{inputs}".encode()).digest()
 
 
 class Documents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
@@ -94,24 +95,37 @@ class Page:
         query = select(entries.c.amount).where(mine)
         return total(Decimal(amount) for amount in self.connection.execute(query).scalars())
 
+    def assume(self, customer: str, missing: Mapping[str, Decimal], moment: datetime) -> None:
+        """As if an invoice had been settled: so much was drawn of these grants, for usage of that moment."""
+        self._grants[customer] = [
+            replace(grant, remaining=EXACT.subtract(grant.remaining, missing.get(grant.id, Decimal(0))))
+            for grant in self._grants.get(customer, [])
+        ]
+        self._drawn.setdefault(customer, []).extend((grant, moment, amount) for grant, amount in missing.items())
+
     def forget_grants(self) -> None:
-        """Somebody's grants changed: read them anew."""
+        """Somebody's grants changed: read them anew, and what was drawn of them."""
         self.__dict__.pop("_grants", None)
+        self.__dict__.pop("_drawn", None)
 
     @cached_property
     def _grants(self) -> dict[str, list[CreditGrant]]:
         return self._by_customer(grants, grant_of, grants.c.id)
 
-    def drawn(self, customer: str, stop: datetime) -> dict[str, Decimal]:
-        """What usage before a moment has drawn so far of each grant."""
-        if not self.grants(customer):
-            return {}
-        mine = (entries.c.mode == self.mode) & (entries.c.customer == to_stored(customer))
-        inside = (entries.c.service < micros(stop)) & (entries.c.account == REVENUE)
-        found: dict[str, list[Decimal]] = {}
-        for grant, amount in self.connection.execute(select(entries.c.grant_id, entries.c.amount).where(mine, inside)):
-            found.setdefault(grant, []).append(Decimal(amount))
-        return {grant: EXACT.minus(total(amounts)) for grant, amounts in found.items()}
+    def drawn(self, customer: str) -> list[tuple[str, datetime, Decimal]]:
+        """What usage has drawn: of which grant, when that usage was, how much (below zero: given back)."""
+        return self._drawn.get(customer, [])
+
+    @cached_property
+    def _drawn(self) -> dict[str, list[tuple[str, datetime, Decimal]]]:
+        found: dict[str, list[tuple[str, datetime, Decimal]]] = {}
+        mine = (entries.c.mode == self.mode) & entries.c.customer.in_(self._names)
+        columns = (entries.c.customer, entries.c.grant_id, entries.c.service, entries.c.amount)
+        query = select(*columns).where(mine, entries.c.account == REVENUE, entries.c.service.is_not(None))
+        for customer, grant, service, amount in self.connection.execute(query):
+            drawn = (grant, EPOCH + MICROSECOND * service, EXACT.minus(Decimal(amount)))
+            found.setdefault(from_stored(customer), []).append(drawn)
+        return found
 
     def late(self, customer: str, after: int, until: int) -> list[datetime]:
         """When those count that came too late for a final invoice, by their numbers."""
@@ -126,7 +140,7 @@ class Page:
 
     def buyer(self, customer: str) -> Buyer:
         """What is known of a customer for an invoice."""
-        return self._buyers.get(customer) or Buyer(None, None, {}, None)
+        return self._buyers.get(customer) or Buyer(None, None, {}, None, None)
 
     @cached_property
     def _buyers(self) -> Mapping[str, Buyer]:

@@ -106,9 +106,9 @@ class PlanBook:
         """The plan of customers who have none of their own; None: they are at cost. Raises InvalidPlan if unknown."""
         with self._ledger.closing() as (_, connection):
             known = read_catalogue(connection)
-            if plan is not None:
-                _known_plan(known, plan)
             moment = self._moment(effective_from)
+            if plan is not None:
+                _known_plan(known, plan, moment)
             if known.default_at(moment) == plan and not [
                 each for each in known.defaults if each.effective_from > moment
             ]:
@@ -116,10 +116,12 @@ class PlanBook:
             self._set(connection, DEFAULT_PLAN, {"plan": plan}, moment)
         self._rate(moment, f"default plan {plan}")
 
-    def set_bill_estimated(self, wanted: bool) -> None:
-        """Whether usage that had to be estimated is charged. It holds for what is rated from now on."""
+    def set_bill_estimated(self, wanted: bool, *, effective_from: Moment = None) -> None:
+        """Whether usage from a time (now) on is charged that had to be estimated."""
+        moment = self._moment(effective_from)
         with self._ledger.closing() as (_, connection):
-            self._set(connection, BILL_ESTIMATED, {"wanted": wanted}, self._moment(None))
+            self._set(connection, BILL_ESTIMATED, {"wanted": wanted}, moment)
+        self._rate(moment, f"estimated usage is {'' if wanted else 'not '}charged")
 
     def _set(self, connection: Connection, name: str, content: Mapping[str, Any], moment: datetime) -> None:
         write_setting(connection, name, dict(content), moment=_micros(moment))
@@ -147,7 +149,7 @@ class PlanBook:
         with self._ledger.closing() as (store, connection):
             known = read_catalogue(connection)
             moment, end = self._moment(start), moment_given(stop)
-            name, version = _known_plan(known, plan)
+            name, version = _known_plan(known, plan, moment)
             there = known.subscription_at(mode, customer, moment)
             if there is not None and (there.plan, there.version, there.stop) == (name, version, end):
                 return there
@@ -238,7 +240,6 @@ def read_catalogue(connection: Connection) -> Catalogue:
     chosen = [
         Chosen(_time(row.effective), json.loads(row.document)["plan"]) for row in kinds[SETTING].get(DEFAULT_PLAN, ())
     ]
-    estimated = kinds[SETTING].get(BILL_ESTIMATED)
     by_customer: dict[tuple[str, str], list[Subscription]] = {}
     for row in connection.execute(select(subscriptions).order_by(subscriptions.c.start)):
         made = Subscription(
@@ -258,7 +259,9 @@ def read_catalogue(connection: Connection) -> Catalogue:
         meters=meters_of(meters),
         subscriptions=by_customer,
         defaults=sorted(chosen, key=lambda each: each.effective_from),
-        bill_estimated=json.loads(estimated[-1].document)["wanted"] if estimated else True,
+        estimated=[
+            (_time(row.effective), json.loads(row.document)["wanted"]) for row in kinds[SETTING].get(BILL_ESTIMATED, ())
+        ],
     )
 
 
@@ -279,6 +282,7 @@ def _versions(rows: Sequence[Any], kind: type[Any]) -> list[Version[Any]]:
 
 def _check(file: PlansFile, before: Catalogue) -> None:
     """What plans and cards name must be there."""
+    _check_card_currencies(file, before)
     meters = meters_of([*before.meters.values(), *file.meters])
     cards = {name: versions[-1].content for name, versions in before.cards.items()}
     cards |= {card.name: card for card in file.rate_cards}
@@ -291,13 +295,30 @@ def _check(file: PlansFile, before: Catalogue) -> None:
         for included in plan.included:
             _known_meter(included.meter, meters, f"plan {plan.name}")
         for label in plan.rate_cards:
-            name = label.partition("@")[0]
+            name, pinned, number = label.partition("@")
             if name not in cards:
                 raise InvalidPlan(f"plan {plan.name}: there is no rate card {name!r}. Known: {_listed(cards)}")
+            if pinned and not any(str(each.number) == number for each in before.cards.get(name, ())):
+                versions = ", ".join(str(each.number) for each in before.cards.get(name, ())) or "none yet"
+                raise InvalidPlan(f"plan {plan.name}: rate card {name} has no version {number!r}. It has {versions}")
             if cards[name].currency != plan.currency:
                 raise InvalidPlan(
                     f"plan {plan.name} is in {plan.currency}, its rate card {name} in {cards[name].currency}: "
                     "give both the same currency"
+                )
+
+
+def _check_card_currencies(file: PlansFile, before: Catalogue) -> None:
+    """A card that plans use already stays in their currency."""
+    given_ = {plan.name for plan in file.plans}
+    for card in file.rate_cards:
+        for name, versions in before.plans.items():
+            plan = versions[-1].content
+            names = {label.partition("@")[0] for label in plan.rate_cards}
+            if name not in given_ and card.name in names and card.currency != plan.currency:
+                raise InvalidPlan(
+                    f"rate card {card.name} would be in {card.currency}, and plan {name}, which uses it, is in "
+                    f"{plan.currency}: give the plan in this file the same currency, or the card another name"
                 )
 
 
@@ -306,10 +327,11 @@ def _known_meter(name: str, meters: Mapping[str, MeterDefinition], where: str) -
         raise InvalidPlan(f"{where}: there is no meter {name!r}. Known: {_listed(meters)}. Declare it under `meters`.")
 
 
-def _known_plan(known: Catalogue, label: str) -> tuple[str, int]:
+def _known_plan(known: Catalogue, label: str, moment: datetime) -> tuple[str, int]:
     name, _, pinned = label.partition("@")
     versions = known.plans.get(name, ())
-    wanted = int(pinned) if pinned.isdigit() else (versions[-1].number if versions else 0)
+    in_force = known.plan_at(name, moment)
+    wanted = int(pinned) if pinned.isdigit() else (in_force.number if in_force is not None else 0)
     if not any(each.number == wanted for each in versions):
         raise InvalidPlan(f"there is no plan {label!r}. Known: {_listed(known.plans)}")
     return name, wanted

@@ -19,6 +19,7 @@ _YEAR: Final = re.compile(r"\d{4}")
 _DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 _SPAN: Final = re.compile(r"(\d{4}-\d{2}-\d{2})\.\.(\d{4}-\d{2}-\d{2})")
 
+EARLIEST_YEAR: Final = 1970
 FORMS: Final = "2026-11, 2026-Q4, 2026, 2026-11-05, 2026-11-01..2026-12-01"
 
 
@@ -40,7 +41,14 @@ def read_plans(given: str | os.PathLike[str] | Mapping[str, Any]) -> PlansFile:
 
 
 def read_period(text: str) -> Period:
-    """A span of whole days in UTC. Raises ValueError for what is none."""
+    """A span of whole days in UTC, since 1970. Raises ValueError for what is none."""
+    found = _read_period(text)
+    if found.start.year < EARLIEST_YEAR:
+        raise ValueError(f"{text!r} is long ago: periods begin in {EARLIEST_YEAR}")
+    return found
+
+
+def _read_period(text: str) -> Period:
     given = text.strip()
     try:
         if found := _SPAN.fullmatch(given):

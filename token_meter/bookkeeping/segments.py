@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +11,7 @@ from token_meter.billing.cards import RateCard
 from token_meter.billing.catalogue import AT_COST, LATEST, Catalogue, Terms
 from token_meter.billing.lines import Metered, Segment
 from token_meter.billing.meters import MeterDefinition
-from token_meter.billing.plans import Period, Plan, Subscription, period_of, periods_between
+from token_meter.billing.plans import OWN, Period, Plan, Subscription, period_of, periods_between
 from token_meter.bookkeeping.aggregates import is_aggregated
 
 
@@ -41,6 +42,19 @@ class Billing:
         """The last plan that holds in it: it says how the invoice looks and when it is due."""
         last = self.parts[-1].terms.plan
         return last.content if last is not None else None
+
+
+def terms_text(billing: Billing) -> str:
+    """Which versions of which plans and cards hold in which parts of a period: versions never change."""
+    parts = [
+        (
+            *(each.isoformat() for each in (part.span.start, part.span.stop, part.whole.start, part.whole.stop)),
+            part.terms.label,
+            *(card.label for card in part.terms.cards),
+        )
+        for part in billing.parts
+    ]
+    return json.dumps(parts, separators=(",", ":"))
 
 
 def billings(catalogue: Catalogue, mode: str, customer: str, within: Period) -> list[Billing]:
@@ -154,7 +168,7 @@ def card_labelled(catalogue: Catalogue, label: str) -> RateCard:
     for version in catalogue.cards.get(name, ()):
         if version.label == label:
             return version.content
-    for plan in catalogue.plans.get(name, ()):
+    for plan in catalogue.plans.get(name.removesuffix(OWN), ()):
         own = plan.content.own_card()
         if plan.number == int(number) and own is not None:
             return own

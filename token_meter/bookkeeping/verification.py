@@ -8,6 +8,7 @@ the period, without what came later, have exactly these quantities under these r
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -28,6 +29,7 @@ from token_meter.bookkeeping.invoice_rows import (
     digest_of,
     invoiced_lines,
     kept_of,
+    knows,
     micros,
     read_invoice,
     segment_of,
@@ -54,20 +56,31 @@ def verify(ledger: Ledger, number: str, *, mode: str = "live") -> Kept:
     It reads every event of the period: a second for some ten thousand.
     """
     with ledger.reading() as (_, connection):
-        kept = read_invoice(connection, number, mode)
-        text = _check_seal(connection, kept, mode)
-        if kept.kind == "invoice":
-            known = _ratings(connection, kept)
-            _check_ratings(connection, known, number)
-            if (
-                Documents().seal_of_ratings(segment_of(each, known) for each in _segments(kept.inputs))
-                != kept.inputs["ratings"]
-            ):
-                raise NotVerified(f"{number}: its ratings are not those that it was drawn up with")
-            _check_arithmetic(connection, kept, known, text)
-            for document in _segments(kept.inputs):
-                _check_usage(connection, kept, document, mode)
-        return kept
+        if not knows(connection, number, mode):
+            read_invoice(connection, number, mode)
+        try:
+            return _verified(connection, number, mode)
+        except NotVerified:
+            raise
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as problem:
+            raise NotVerified(f"{number}: what it was drawn up from cannot be read: {problem!r}") from None
+
+
+def _verified(connection: Connection, number: str, mode: str) -> Kept:
+    kept = read_invoice(connection, number, mode)
+    text = _check_seal(connection, kept, mode)
+    if kept.kind == "invoice":
+        known = _ratings(connection, kept)
+        _check_ratings(connection, known, number)
+        if (
+            Documents().seal_of_ratings(segment_of(each, known) for each in _segments(kept.inputs))
+            != kept.inputs["ratings"]
+        ):
+            raise NotVerified(f"{number}: its ratings are not those that it was drawn up with")
+        _check_arithmetic(connection, kept, known, text)
+        for document in _segments(kept.inputs):
+            _check_usage(connection, kept, document, mode)
+    return kept
 
 
 # The seal
@@ -77,7 +90,7 @@ def _check_seal(connection: Connection, kept: Kept, mode: str) -> str:
     number = kept.invoice.number
     mine = (invoices.c.mode == mode) & (invoices.c.number == number)
     row = connection.execute(select(invoices).where(mine)).one()
-    if digest_of(row.document, row.inputs) != bytes(row.digest):
+    if digest_of(row.document, row.inputs, row.kind, row.concerns) != bytes(row.digest):
         raise NotVerified(f"{number}: its text or its inputs are not those that were kept")
     told = (row.customer, row.start, row.stop, row.currency, row.due_amount, row.issued)
     invoice = kept.invoice
@@ -153,8 +166,11 @@ def _check_arithmetic(connection: Connection, kept: Kept, known: Mapping[int, Re
         currency=invoice.currency,
         meters=meters,
         corrections=[_corrected(connection, kept, each, known, meters) for each in inputs["corrections"]],
-        bought=[Bought(grant, title, decimal_of(price, "price")) for grant, title, price in inputs["bought"]],
-        credit=[Credit(id, decimal_of_exact(amount), scope_of(scope)) for id, amount, scope in inputs["credit"]],
+        bought=[Bought(grant, title, decimal_of_exact(price)) for grant, title, price in inputs["bought"]],
+        credit=[
+            Credit(grant, decimal_of_exact(amount), scope_of(scope), decimal_of_exact(returned))
+            for grant, amount, scope, returned in inputs["credit"]
+        ],
         tax_percent=None if inputs["tax_percent"] is None else decimal_of(inputs["tax_percent"], "tax"),
         rounding=invoice.rounding,
         show=invoice.show,
@@ -176,21 +192,11 @@ def _corrected(
 ) -> Correction:
     """A correction worked out again: what the earlier period came to, less what had been invoiced for it by then."""
     others = [each for each in kept_of(connection, kept.invoice.customer, kept.invoice.mode) if each.kind == "invoice"]
-    before = [each for each in others if _order(each) < _order(kept) and _stood(each, kept)]
+    before = [each for each in others if each.invoice.number in kept.inputs["final"]]
     corrected = next(each for each in others if each.invoice.number == document["invoice"])
-    now = [line for each in document["segments"] for line in lines_of(segment_of(each, known), meters)[0]]
+    now = lines_of([segment_of(each, known) for each in document["segments"]], meters)[0]
     found = corrections_to(invoiced_lines(before, corrected), now, number=document["invoice"])
     return found if found is not None else Correction(document["invoice"], ())
-
-
-def _order(kept: Kept) -> tuple[datetime, str]:
-    return kept.issued, str(kept.invoice.number)
-
-
-def _stood(each: Kept, then: Kept) -> bool:
-    """Whether an invoice was not void yet when another was drawn up."""
-    at = each.changed.get("at")
-    return each.state != "void" or (at is not None and datetime.fromisoformat(at) > then.issued)
 
 
 def _difference(kept: Any, again: Any, place: str = "") -> str:
@@ -218,13 +224,22 @@ def _check_usage(connection: Connection, kept: Kept, segment: Mapping[str, Any],
     for meter, provider, model, name, quantity, rating in segment["usage"]:
         key = (meter, provider, model, name, rating)
         invoiced[key] = invoiced.get(key, 0) + quantity
-    wrong = [key for key in {**invoiced, **counted} if invoiced.get(key, 0) != counted.get(key, 0)]
+    # What nobody charges for is on no line: a placeholder of a call, say, that its real event took the place of later.
+    both = {**invoiced, **counted}
+    free = _free(connection, both)
+    wrong = [key for key in both if key[4] not in free and invoiced.get(key, 0) != counted.get(key, 0)]
     if wrong:
         shown = "; ".join(
             f"{key[2] or key[0]} {key[3]}: {invoiced.get(key, 0):,} invoiced, {counted.get(key, 0):,} in the events"
             for key in wrong[:DIFFERENCES_SHOWN_MAX]
         )
         raise NotVerified(f"{kept.invoice.number}: its usage is not that of the events in {span}: {shown}")
+
+
+def _free(connection: Connection, quantities: Quantities) -> set[int]:
+    """The ratings among these that charge nothing."""
+    numbers = sorted({key[4] for key in quantities if key[4]})
+    return {each.number for each in read_ratings(connection, numbers) if each.document.get("charge") is None}
 
 
 def _check_aggregates(kept: Kept, segment: Mapping[str, Any], rows: Sequence[Row[Any]]) -> None:
@@ -246,11 +261,11 @@ def _counted(connection: Connection, kept: Kept, span: Period, mode: str) -> tup
     originals = list(connection.execute(select(events).where(mine, inside, events.c.corrects.is_(None))))
     by_id = {row.id: row for row in originals}
     taken = [(row, by_id[row.corrects]) for row in _corrections(connection, by_id)]
-    later = set(connection.execute(select(late.c.event_id).where(late.c.number > seen, late.c.mode == mode)).scalars())
     was = _ratings_then(connection, rerated, [*by_id])
+    later = _came_later(connection, seen, rerated, mode)
     counted: Quantities = {}
     for row, original, sign in [*((row, row, 1) for row in originals), *((row, there, -1) for row, there in taken)]:
-        if row.id in later and (row.id not in was):
+        if row.id in later:
             continue
         rating = json.loads(was.get(original.id) or original.rating or "{}")
         for name, quantity in [*json.loads(row.usage).items(), (EVENTS, 1)]:
@@ -263,8 +278,18 @@ def _counted(connection: Connection, kept: Kept, span: Period, mode: str) -> tup
             )
             counted[key] = counted.get(key, 0) + sign * quantity
     voided = {there.id for row, there in taken if row.id not in later}
-    counting = [row for row in originals if row.id not in voided and (row.id not in later or row.id in was)]
+    counting = [row for row in originals if row.id not in voided and row.id not in later]
     return {key: quantity for key, quantity in counted.items() if quantity}, counting
+
+
+def _came_later(connection: Connection, seen: int, rerated: int, mode: str) -> set[str]:
+    """The events that came after the invoice. Rating an event again is noted like its coming late, and besides in a
+    table of its own: who is noted more often than rated again has come."""
+    noted = select(late.c.event_id).where(late.c.number > seen, late.c.mode == mode)
+    again = select(reratings.c.event_id).where(reratings.c.number > rerated)
+    counts = Counter(connection.execute(noted).scalars())
+    counts.subtract(connection.execute(again).scalars())
+    return {id for id, count in counts.items() if count > 0}
 
 
 def _corrections(connection: Connection, ids: Iterable[str]) -> Iterator[Row[Any]]:

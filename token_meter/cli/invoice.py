@@ -102,7 +102,7 @@ def run(
     total = _totals(ran.written)
     if json:
         write_json({"written": [each.number for each in ran.written], "there": ran.there, "empty": ran.empty,
-                    "totals": total, "failed": ran.failed})  # fmt: skip
+                    "totals": total, "failed": ran.failed, "behind": ran.behind})  # fmt: skip
         _fail(ran.failed)
         return
     amounts = ", ".join(f"{amount} {currency}" for currency, amount in total.items()) or "nothing"
@@ -112,6 +112,8 @@ def run(
     if held:
         numbers = ", ".join(str(each.number) for each in held[:5])
         note(f"{counted(len(held), 'invoice')} leave usage without a price for later: {numbers}")
+    for customer, month in ran.behind.items():
+        note(f"{customer} has usage in {month} that is on no invoice: token-meter invoice run --period {month}")
     for problem in ran.failed.values():
         note(problem)
     _fail(ran.failed)

@@ -224,21 +224,23 @@ def default(
 @app.command("estimated", epilog=EPILOG)
 def estimated(
     wanted: Annotated[str, typer.Argument(metavar="yes|no", help="Whether estimated usage is charged.")],
+    since: SinceOption = None,
     ledger: options.LedgerOption = None,
     journal: options.JournalOption = None,
     json: options.JsonOption = False,
 ) -> None:
-    """Say whether usage is charged that had to be estimated, from now on. It is, unless you say no."""
+    """Say whether usage is charged that had to be estimated. It is, unless you say no."""
     from token_meter.bookkeeping.plan_book import PlanBook
 
     if wanted not in ("yes", "no"):
         raise Failure(f"say yes or no, not {wanted!r}", code=WRONG_USAGE)
     with rated(find(ledger, journal), make=True) as opened:
-        PlanBook(opened).set_bill_estimated(wanted == "yes")
+        moment = read_moment(since, zone=UTC, now=datetime.now(UTC))
+        PlanBook(opened).set_bill_estimated(wanted == "yes", effective_from=moment)
     if json:
         write_json({"bill_estimated": wanted == "yes"})
     else:
-        write(f"estimated usage is {'' if wanted == 'yes' else 'not '}charged from now on\n")
+        write(f"estimated usage is {'' if wanted == 'yes' else 'not '}charged from {since or 'now'} on\n")
 
 
 @app.command("example", epilog=EPILOG)

@@ -109,9 +109,10 @@ class CostRow:
 
     @property
     def below_cost(self) -> bool:
-        """Whether something is charged at less than it costs us. What a correction takes away is as dear as it was."""
+        """Whether something is charged at less than it costs us, or not at all, because no rate of the plan is about
+        it. What a correction takes away is as dear as it was."""
         return any(
-            part.said and part.cost is not None and part.charge_in_dollars is not None
+            part.cost is not None and part.charge_in_dollars is not None
             and abs(part.charge_in_dollars) < abs(part.cost)
             for part in self.parts
         )  # fmt: skip
