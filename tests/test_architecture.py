@@ -41,7 +41,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
                "stated"),
     # 3: what is charged. `billing` is pure, `bookkeeping` keeps it in a ledger.
     ("billing", ". cards catalogue credit fields invoice lines meters plans rating render"),
-    ("bookkeeping", ". accrual aggregates credit_book credit_rows customers drawing event_corrections event_prices invoice_book invoice_rows "
+    ("bookkeeping", ". accrual aggregates credit_book credit_rows customers drawing event_corrections event_prices "
+                    "invoice_book invoice_desk invoice_rows "
                     "lazy notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments "
                     "settings shipped_books verification"),
     # 4: what users hold in their hands.
