@@ -658,15 +658,19 @@ from token_meter.testing.builders import make_event
 sink = FilesSink(sys.argv[1], format=sys.argv[2], fsync="never")
 stop = threading.Event()
 numbers = iter(range(1000, 100_000))
+written = threading.Semaphore(0)
 
 def write():
     while not stop.is_set():
         sink.send([make_event(next(numbers))])
+        written.release()
 
 thread = threading.Thread(target=write)
 thread.start()
 codes = []
 for number in range(1, 6):
+    for _ in range(3):  # it writes, however busy the machine is
+        written.acquire(timeout=30)
     child = os.fork()
     if child == 0:
         sink.send([make_event(number)])
