@@ -108,6 +108,17 @@ def test_a_page_for_customers_does_not_tell_what_it_costs_us(cli: Cli) -> None:
     assert "13 / 1M" in theirs and "1.3 " not in theirs and "x 10" not in theirs
 
 
+def test_times_are_shown_in_the_zone_of_the_customer(tutorial: Cli) -> None:
+    tutorial("customers", "set", "test-customer", "--time-zone", "America/New_York")
+
+    theirs, asked = (
+        tutorial("invoice", "show", "test-customer", *OCTOBER, *more).lines[0] for more in ([], ["--time-zone", "UTC"])
+    )
+    assert "2026-09-30 20:00 to 2026-10-31 20:00 (America/New_York)" in theirs
+    assert "2026-10-01 to 2026-10-31, Chatbot" in asked
+    assert tutorial("invoice", "show", "test-customer", "--time-zone", "Mars/Base").code == 2
+
+
 def test_void_notes_and_payments_show(tutorial: Cli) -> None:
     tutorial("invoice", "run", *OCTOBER)
     tutorial("invoice", "void", "INV-000001", "--reason", "wrong name")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
@@ -37,17 +37,17 @@ class Standing(NamedTuple):
 DRAFT: Final = Standing(state="draft")
 
 
-def as_text(invoice: Invoice, level: str | None = None, standing: Standing = DRAFT) -> str:
-    """The invoice in columns: what, how much, at which rate, amount; the math below each line that has any."""
+def as_text(invoice: Invoice, level: str | None = None, standing: Standing = DRAFT, *, zone: tzinfo = UTC) -> str:
+    """The invoice in columns: what, how much, at which rate, amount. Its times are UTC, and shown in `zone`."""
     rows = [_text_row(line, invoice.currency) for line in invoice.collapsed(level)]
     widths = [max([len(row[place]) for row in rows] or [0]) for place in range(4)]
-    out = [f"{_heading(invoice, standing)}, {span_of(invoice.period)}, {invoice.plan}"]
+    out = [f"{_heading(invoice, standing)}, {span_of(invoice.period, zone)}{_named(zone)}, {invoice.plan}"]
     for title, quantity, math, amount in rows:
         out.append(
             f"  {title:<{widths[0]}}  {quantity:>{widths[1]}}  {math:<{widths[2]}}  {amount:>{widths[3]}}".rstrip()
         )
     out += [f"  {label:<{max(widths[0], 10)}}  {value}" for label, value in _totals(invoice)]
-    out += [f"  {said}" for said in _said(invoice, standing)]
+    out += [f"  {said}" for said in _said(invoice, standing, zone)]
     out += [f"  {_held(each)}" for each in invoice.held]
     out += [f"  {note}" for note in invoice.notes]
     return "\n".join(out)
@@ -69,7 +69,7 @@ def _heading(invoice: Invoice, standing: Standing) -> str:
     return f"{_name(invoice, standing)} for {invoice.buyer.get('name') or invoice.customer}"
 
 
-def _said(invoice: Invoice, standing: Standing) -> Iterator[str]:
+def _said(invoice: Invoice, standing: Standing, zone: tzinfo) -> Iterator[str]:
     """What became of it."""
     if standing.concerns:
         yield f"concerns {standing.concerns}"
@@ -78,15 +78,20 @@ def _said(invoice: Invoice, standing: Standing) -> Iterator[str]:
     if standing.noted:
         yield f"taken back by credit notes: {money(abs(standing.noted), invoice.currency)} {invoice.currency}"
     if standing.paid is not None:
-        yield f"paid on {standing.paid:%Y-%m-%d}"
+        yield f"paid on {standing.paid.astimezone(zone):%Y-%m-%d}"
 
 
-def span_of(period: Period) -> str:
-    """A period for people: its first and its last day, where it is made of whole days."""
-    start, last = period.start, period.stop - timedelta(days=1)
-    if any((each.hour, each.minute, each.second, each.microsecond) != (0, 0, 0, 0) for each in (start, last)):
-        return str(period)
-    return f"{start:%Y-%m-%d}" if last == start else f"{start:%Y-%m-%d} to {last:%Y-%m-%d}"
+def span_of(period: Period, zone: tzinfo = UTC) -> str:
+    """A period for people: its first and its last day, where it is made of whole days of this zone."""
+    start, stop = period.start.astimezone(zone), period.stop.astimezone(zone)
+    if any((each.hour, each.minute, each.second, each.microsecond) != (0, 0, 0, 0) for each in (start, stop)):
+        return f"{start:%Y-%m-%d %H:%M} to {stop:%Y-%m-%d %H:%M}"
+    last = stop.date() - timedelta(days=1)
+    return f"{start:%Y-%m-%d}" if last == start.date() else f"{start:%Y-%m-%d} to {last:%Y-%m-%d}"
+
+
+def _named(zone: tzinfo) -> str:
+    return "" if zone is UTC or str(zone) == "UTC" else f" ({zone})"
 
 
 def money(amount: Decimal, currency: str) -> str:
@@ -186,12 +191,19 @@ border-bottom:0}.draft{color:#b45309}.held{color:#b45309;font-size:.9rem}@media 
 """
 
 
-def as_html(invoice: Invoice, level: str | None = None, standing: Standing = DRAFT, *, math: bool = True) -> str:
+def as_html(
+    invoice: Invoice,
+    level: str | None = None,
+    standing: Standing = DRAFT,
+    *,
+    math: bool = True,
+    zone: tzinfo = UTC,
+) -> str:
     """A page to print or mail: no scripts, nothing loaded from elsewhere, all text escaped.
 
     Without `math` it tells what a customer should see: the price of a unit, and not what it costs us.
     """
-    rows = "".join(_html_row(line, invoice.currency, math) for line in invoice.collapsed(level))
+    rows = "".join(_html_row(line, invoice.currency, math, zone) for line in invoice.collapsed(level))
     totals = "".join(
         f'<tr><td colspan="3">{label.capitalize()}</td><td class="n">{html.escape(value)}</td></tr>'
         for label, value in _totals(invoice)
@@ -199,10 +211,10 @@ def as_html(invoice: Invoice, level: str | None = None, standing: Standing = DRA
     held = "".join(f'<p class="held">{html.escape(_held(each, math))}</p>' for each in invoice.held)
     title = html.escape(_name(invoice, standing))
     draft = '<p class="draft">Draft: it changes with usage until it is final.</p>' if not invoice.number else ""
-    became = "".join(f'<p class="draft">{html.escape(said)}</p>' for said in _said(invoice, standing))
-    dates = [f"Period {span_of(invoice.period)}"]
-    dates += [f"Issued {invoice.issued:%Y-%m-%d}"] if invoice.issued else []
-    dates += [f"Due {invoice.due:%Y-%m-%d}"] if invoice.due else []
+    became = "".join(f'<p class="draft">{html.escape(said)}</p>' for said in _said(invoice, standing, zone))
+    dates = [f"Period {span_of(invoice.period, zone)}{_named(zone)}"]
+    dates += [f"Issued {invoice.issued.astimezone(zone):%Y-%m-%d}"] if invoice.issued else []
+    dates += [f"Due {invoice.due.astimezone(zone):%Y-%m-%d}"] if invoice.due else []
     plan = ", ".join(each.partition("@")[0] for each in invoice.plan.split(", "))
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in invoice.notes)
     terms = html.escape(str(invoice.seller.get("terms") or ""))
@@ -225,10 +237,10 @@ def _party(details: Mapping[str, Any]) -> str:
     return html.escape("\n".join([*named, *others]))
 
 
-def _html_row(line: Line, currency: str, math: bool) -> str:
+def _html_row(line: Line, currency: str, math: bool, zone: tzinfo) -> str:
     title, quantity, shown, amount = map(html.escape, _text_row(line, currency))
     if not math and line.rate is not None:
         shown = html.escape(f"{_short(line.rate * _MILLION, 6)} / 1M" if line.token_type else _short(line.rate, 6))
     below = f'<div class="math">{shown}</div>' if shown else ""
     described = f'<td>{title}{below}</td><td class="n">{quantity}</td>'
-    return f'<tr>{described}<td>{html.escape(span_of(line.service))}</td><td class="n">{amount}</td></tr>'
+    return f'<tr>{described}<td>{html.escape(span_of(line.service, zone))}</td><td class="n">{amount}</td></tr>'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -14,6 +15,7 @@ from token_meter.cli import options
 from token_meter.cli.customer_book import customer_named
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
 from token_meter.cli.mode import ModeOption, read_mode
+from token_meter.cli.moments import read_zone
 from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_csv, write_json
 from token_meter.cli.place import find, reading
 from token_meter.cli.plans import CustomerArgument
@@ -60,6 +62,10 @@ def show_invoice(
     json: options.JsonOption = False,
     csv: options.CsvOption = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to print instead.")] = None,
+    time_zone: Annotated[
+        str | None,
+        typer.Option("--time-zone", metavar="ZONE", help="Show times in it. Default: the customer's, else UTC."),
+    ] = None,
     no_math: Annotated[
         bool, typer.Option("--no-math", help="On the page, the price of a unit instead of cost and markup.")
     ] = False,
@@ -72,10 +78,12 @@ def show_invoice(
 
     shape = chosen_shape(json=json, csv=csv)
     _check_level(level)
+    zone = None if time_zone is None else read_zone(time_zone)
     with rated(find(ledger, journal)) as opened:
         found = _found(opened, customer, _period(period), read_mode(mode))
+        zone = zone or _zone_of(opened, found[0][0].customer, read_mode(mode))
     if html is not None:
-        pages = (as_html(each, level, standing, math=not no_math) for each, standing in found)
+        pages = (as_html(each, level, standing, math=not no_math, zone=zone) for each, standing in found)
         html.write_text("".join(pages), encoding="utf-8")
         note(f"wrote {html}")
     elif shape is Shape.JSON:
@@ -83,7 +91,9 @@ def show_invoice(
     elif shape is Shape.CSV:
         _write_rows([each for each, _ in found], level)
     else:
-        write(printable_lines("\n\n".join(as_text(each, level, standing) for each, standing in found)) + "\n")
+        write(
+            printable_lines("\n\n".join(as_text(each, level, standing, zone=zone) for each, standing in found)) + "\n"
+        )
 
 
 @app.command("run", epilog=EPILOG)
@@ -349,6 +359,13 @@ def _found(ledger: Any, wanted: str, period: Period | None, mode: Any) -> list[t
     if not found:
         raise Failure(f"{wanted} has no billing period that ends within {period or 'this one'}")
     return [(each, book.standing(each.number, mode=mode)) for each in found]
+
+
+def _zone_of(ledger: Any, customer: str, mode: Any) -> tzinfo:
+    from token_meter.accounts import CustomerBook
+
+    known = CustomerBook(ledger).get(customer, mode=mode)
+    return read_zone(known.time_zone) if known is not None and known.time_zone else UTC
 
 
 def _fail(failed: Mapping[str, object]) -> None:
