@@ -37,10 +37,11 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("ledger.migrations", ". env versions versions.v0001_first versions.v0002_customers versions.v0003_rating "
                           "versions.v0004_credit_scope"),
     ("accounts", ". book csv_columns csv_export csv_import customer directory"),
-    ("prices", ". book change context drift feed_check feeds genai likely merge model names overrides price shipped "
-               "stated"),
+    ("prices", ". book change context drift factors feed_check feeds genai likely merge model names overrides price "
+               "shipped stated tariff"),
     # 3: what is charged. `billing` is pure, `bookkeeping` keeps it in a ledger.
-    ("billing", ". cards catalogue credit fields invoice lines meters plans rating render"),
+    ("billing", ". cards catalogue collapse correction credit credit_line fields invoice line lines meters plan_lines "
+                "plans rating render"),
     ("bookkeeping", ". accrual aggregates credit_book credit_rows customers drawing event_corrections event_prices "
                     "invoice_book invoice_desk invoice_rows "
                     "lazy notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments "

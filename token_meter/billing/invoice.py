@@ -11,20 +11,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from token_meter.billing.credit import Place, Scope, pays_for
-from token_meter.billing.lines import Held, Line, Segment, lines_of
-from token_meter.billing.meters import BUILT_IN, MeterDefinition
+from token_meter.billing.collapse import collapsed
+from token_meter.billing.correction import Correction
+from token_meter.billing.credit_line import Credit, credit_line
+from token_meter.billing.line import Held, Line, Segment, line_of, period_of_text
+from token_meter.billing.lines import lines_of
+from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plans import Period
 from token_meter.errors import InvalidInvoice
-from token_meter.money import EXACT, ZERO, decimal_of, plain, rounded, shares, total, unit_of
+from token_meter.money import EXACT, ZERO, plain, rounded, shares, total, unit_of
 from token_meter.prices.price import moment_of, moment_text
 
 FORMAT: Final = 1
 """The version of the JSON form; a later one reads the earlier ones."""
-
-Level = Literal["token_type", "model", "meter", "total"]
 
 
 class Bought(NamedTuple):
@@ -33,29 +34,6 @@ class Bought(NamedTuple):
     grant: str
     title: str
     price: Decimal
-
-
-class Credit(NamedTuple):
-    """What may be used of a grant, and for what.
-
-    `available` is what usage has drawn and no invoice tells yet, and what is left; below zero where more came back than
-    can be drawn again (it has expired meanwhile). `returned` is what came back of what earlier invoices used.
-    """
-
-    grant: str
-    available: Decimal
-    scope: Scope = ()
-    returned: Decimal = ZERO
-
-
-@dataclass(frozen=True, slots=True)
-class Correction:
-    """What an earlier period comes to now beyond what was invoiced for it: late events, voids, corrected prices."""
-
-    invoice: str
-    lines: tuple[Line, ...]
-    segments: tuple[Segment, ...] = ()
-    """What was used in that period, as it is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +117,7 @@ class Invoice:
             return cls(
                 customer=document["customer"],
                 mode=document["mode"],
-                period=_period(document["period_start"], document["period_stop"]),
+                period=period_of_text(document["period_start"], document["period_stop"]),
                 currency=document["currency"],
                 lines=tuple(map(line_of, document["lines"])),
                 held=tuple(Held(**each) for each in document["held"]),
@@ -159,14 +137,7 @@ class Invoice:
 
     def collapsed(self, level: str | None = None) -> list[Line]:
         """The lines as the customer is to see them: usage summed up to this level; amounts stay what they are."""
-        wanted = level or self.show
-        if wanted == "token_type":
-            return list(self.lines)
-        merged: dict[tuple[Any, ...], Line] = {}
-        for line in self.lines:
-            key = _collapse_key(line, wanted)
-            merged[key] = _together(merged[key], line) if key in merged else _first(line, wanted)
-        return list(merged.values())
+        return collapsed(self.lines, level or self.show)
 
 
 def draw_up(
@@ -199,9 +170,9 @@ def draw_up(
     lines, held = lines_of(segments, meters)
     lines += [Line("pack", f"pack|{each.grant}", each.title, period, each.price) for each in bought]
     lines += [line for correction in corrections for line in correction.lines]
-    credit_line = _credit(lines, credit, period)
-    if credit_line is not None:
-        lines.append(credit_line)
+    paid = credit_line(lines, credit, period)
+    if paid is not None:
+        lines.append(paid)
     amounts = shares([line.exact for line in lines], currency, rounding)
     lines = [replace(line, amount=amount) for line, amount in zip(lines, amounts, strict=True)]
     taxed = total(line.amount or ZERO for line in lines)
@@ -247,193 +218,8 @@ def note_lines(invoice: Invoice, amount: Decimal, reason: str) -> tuple[Line, ..
     return tuple(lines)
 
 
-_PAID_BY_CREDIT: Final = ("usage", "included", "minimum", "discount", "correction")
-
-
-def _is_paid_by_credit(line: Line) -> bool:
-    return line.kind in _PAID_BY_CREDIT and not line.key.startswith("fee|")
-
-
-def _credit(lines: Sequence[Line], credit: Sequence[Credit], period: Period) -> Line | None:
-    """What credit pays for: usage with what is included, discounted and corrected of it.
-
-    Each grant in turn pays for what it is for, as far as none before it did. Where more is taken back than is charged,
-    what had been paid with credit goes back to it, and only the rest is money.
-    """
-    mine = [line for line in lines if _is_paid_by_credit(line)]
-    used = {each.grant: each.available for each in credit if each.available < ZERO}
-    left = EXACT.subtract(total(line.exact for line in mine), total(used.values()))
-    able = [each for each in credit if each.available >= ZERO]
-    used |= _paid(mine, able, left) if left > ZERO else _given_back(able, EXACT.minus(left))
-    if not used:
-        return None
-    amount = total(used.values())
-    math = {"grants": {grant: plain(part) for grant, part in used.items()}}
-    title = "Credit used" if amount >= ZERO else "Credit given back"
-    return Line("credit", "credit", title, period, EXACT.minus(amount), math=math)
-
-
-def _paid(lines: Sequence[Line], credit: Sequence[Credit], left: Decimal) -> dict[str, Decimal]:
-    places: dict[Place, Decimal] = {}
-    for line in lines:
-        place: Place = (line.meter, line.provider, line.model, line.token_type)
-        places[place] = EXACT.add(places.get(place, ZERO), line.exact)
-    used: dict[str, Decimal] = {}
-    for each in credit:
-        matching = [place for place in places if places[place] > ZERO and pays_for(each.scope, place)]
-        most = total(places[place] for place in matching) if each.scope else left
-        amount = min(each.available, most, left)
-        if amount <= ZERO:
-            continue
-        used[each.grant], left = amount, EXACT.subtract(left, amount)
-        for place in matching:
-            part = min(amount, places[place])
-            places[place], amount = EXACT.subtract(places[place], part), EXACT.subtract(amount, part)
-    return used
-
-
-def _given_back(credit: Sequence[Credit], amount: Decimal) -> dict[str, Decimal]:
-    """What burned last comes back first."""
-    used: dict[str, Decimal] = {}
-    for each in reversed(credit):
-        part = min(each.returned, amount)
-        if part > ZERO:
-            used[each.grant], amount = EXACT.minus(part), EXACT.subtract(amount, part)
-    return used
-
-
-def credit_told(lines: Iterable[Line]) -> dict[str, Decimal]:
-    """What an invoice says was used of each grant."""
-    told = [line.math["grants"] for line in lines if line.kind == "credit" and line.math]
-    return {grant: decimal_of_exact(amount) for grants in told for grant, amount in grants.items()}
-
-
-def corrections_to(invoiced: Sequence[Line], now: Sequence[Line], *, number: str) -> Correction | None:
-    """What a period comes to now beyond what was invoiced for it, line by line; None: nothing.
-
-    `invoiced` are the lines of its final invoice and every correction since. Fees and the like are compared too, so a
-    plan that was changed for the past is corrected as well.
-    """
-    before, after = _by_key(invoiced), _by_key(now)
-    lines = []
-    for key in [*before, *(key for key in after if key not in before)]:
-        old, new = before.get(key), after.get(key)
-        exact = EXACT.subtract(new.exact if new else ZERO, old.exact if old else ZERO)
-        if not exact:
-            continue
-        base = new or old
-        assert base is not None
-        quantity = None
-        if base.quantity is not None:
-            quantity = ((new.quantity or 0) if new else 0) - ((old.quantity or 0) if old else 0)
-        title = f"Correction of {number}: {base.title}"
-        lines.append(
-            replace(
-                base, kind="correction", title=title, exact=exact, quantity=quantity, amount=None, corrects=number
-            )
-        )  # fmt: skip
-    return Correction(number, tuple(lines)) if lines else None
-
-
-def _by_key(lines: Sequence[Line]) -> dict[str, Line]:
-    found: dict[str, Line] = {}
-    for line in lines:
-        if line.kind in ("tax", "credit", "pack"):
-            continue
-        seen = found.get(line.key)
-        if seen is None:
-            found[line.key] = line
-        else:
-            quantity = None if line.quantity is None else (seen.quantity or 0) + line.quantity
-            found[line.key] = replace(seen, exact=EXACT.add(seen.exact, line.exact), quantity=quantity)
-    return found
-
-
 def _tax(subtotal: Decimal, percent: Decimal, period: Period, currency: str, rounding: str) -> Line:
     exact = EXACT.divide(EXACT.multiply(subtotal, percent), Decimal(100))
     math = {"percent": plain(percent), "of": f"{subtotal:f}"}
     amount = rounded(exact, currency, rounding)
     return Line("tax", "tax", f"Tax {plain(percent)} %", period, exact, math=math, amount=amount)
-
-
-def _collapse_key(line: Line, level: str) -> tuple[Any, ...]:
-    if line.kind not in _COLLAPSIBLE:
-        return (line.kind, line.key, line.service)
-    if level == "total":
-        return (line.kind,)
-    if level == "meter" or line.model is None:
-        return (line.kind, line.meter or line.key, line.service)
-    return (line.kind, line.meter, line.model, line.service)
-
-
-_COLLAPSIBLE: Final = {"usage": "Usage", "included": "Included usage", "correction": "Corrections"}
-
-
-def _first(line: Line, level: str) -> Line:
-    if line.kind not in _COLLAPSIBLE:
-        return line
-    if level == "total" or line.meter is None:
-        title = _COLLAPSIBLE[line.kind] if level == "total" else line.title
-    else:
-        title = line.model if level == "model" and line.model else _meter_title(line, line.meter)
-        title += {"included": ", included", "correction": f", correction of {line.corrects}"}.get(line.kind, "")
-    # Tokens, calls and documents have no sum.
-    quantity = None if level == "total" else line.quantity
-    return replace(
-        line, title=title, token_type=None, rate=None, math=None, quantity=quantity,
-        model=line.model if level == "model" else None,
-    )  # fmt: skip
-
-
-def _meter_title(line: Line, meter: str) -> str:
-    if meter in BUILT_IN:
-        return BUILT_IN[meter].title
-    # What stands in brackets behind it is of one step of a scale.
-    return line.title.partition(" (")[0] if line.kind == "usage" and not line.model else meter.replace("_", " ")
-
-
-def _together(one: Line, other: Line) -> Line:
-    quantity = None if one.quantity is None or other.quantity is None else one.quantity + other.quantity
-    return replace(
-        one,
-        exact=EXACT.add(one.exact, other.exact),
-        amount=EXACT.add(*(ZERO if each.amount is None else each.amount for each in (one, other))),
-        quantity=quantity,
-    )
-
-
-def _period(start: str, stop: str) -> Period:
-    begins, ends = moment_of(start), moment_of(stop)
-    if begins is None or ends is None:
-        raise ValueError("it has no period")
-    return Period(begins, ends)
-
-
-def line_of(document: Mapping[str, Any]) -> Line:
-    amount = document.get("amount")
-    rate = document.get("rate")
-    return Line(
-        kind=document["kind"],
-        key=document["key"],
-        title=document["title"],
-        service=_period(document["service_start"], document["service_stop"]),
-        exact=decimal_of_exact(document["exact"]),
-        meter=document.get("meter"),
-        provider=document.get("provider"),
-        model=document.get("model"),
-        token_type=document.get("token_type"),
-        quantity=document.get("quantity"),
-        rate=None if rate is None else decimal_of_exact(rate),
-        card=document.get("card"),
-        math=document.get("math"),
-        amount=None if amount is None else decimal_of(amount, "amount"),
-        corrects=document.get("corrects"),
-    )
-
-
-def decimal_of_exact(text: str) -> Decimal:
-    """An exact amount back from its text: it may have as many digits as `EXACT` carries."""
-    number = EXACT.create_decimal(text)
-    if not number.is_finite():
-        raise ValueError(f"{text!r} is no amount")
-    return number

@@ -18,8 +18,10 @@ from token_meter.event import MeterEvent
 from token_meter.ledger.rater import Rating
 from token_meter.ledger.tables import EVENTS
 from token_meter.money import EXACT, plain
-from token_meter.prices.book import CURRENCY, PriceBook, Rated, Tariff
+from token_meter.prices.book import PriceBook
+from token_meter.prices.factors import CURRENCY
 from token_meter.prices.model import Model
+from token_meter.prices.tariff import Rated, Tariff
 from token_meter.usage import TOKEN_TYPES
 
 REMEMBERED_MAX: Final = 50_000
@@ -250,7 +252,7 @@ def charged(
 ) -> Share:
     """The charge of one unit by this rate of a card."""
     rate = card.content.rates[place]
-    exchange = None if card.content.currency == CURRENCY else book.exchange(card.content.currency, at)
+    exchange = None if card.content.currency == CURRENCY else book.factors.exchange(card.content.currency, at)
     said = {**said, "kind": rate.kind, **({} if exchange is None else {"exchange": plain(exchange)})}
     if rate.kind in BY_THE_PERIOD:
         return Share(None, said, pending=False)

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from token_meter.billing.invoice import Invoice
-from token_meter.billing.lines import Held, Line
+from token_meter.billing.line import Held, Line
 from token_meter.billing.plans import Period
 from token_meter.money import EXACT, ONE, ZERO, plain, unit_of
 

@@ -27,7 +27,7 @@ from token_meter.billing.credit import (
     scope_of,
     taken_from,
 )
-from token_meter.billing.lines import UNITS
+from token_meter.billing.line import UNITS
 from token_meter.billing.plans import period_of
 from token_meter.bookkeeping.credit_rows import insert_grant, post, read_grants
 from token_meter.bookkeeping.notice_rows import note_recharge

@@ -18,10 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import select
 
-from token_meter.billing.invoice import (
-    Invoice,
-    note_lines,
-)
+from token_meter.billing.invoice import Invoice, note_lines
 from token_meter.billing.plans import Period
 from token_meter.billing.render import DRAFT, Standing
 from token_meter.bookkeeping.invoice_desk import SELLER, InvoiceDesk, Ran

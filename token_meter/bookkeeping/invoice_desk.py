@@ -15,17 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import Connection
 
 from token_meter.billing.catalogue import Catalogue
+from token_meter.billing.correction import Correction, corrections_to
 from token_meter.billing.credit import burn_order
-from token_meter.billing.invoice import (
-    Bought,
-    Correction,
-    Credit,
-    Invoice,
-    corrections_to,
-    credit_told,
-    draw_up,
-)
-from token_meter.billing.lines import Segment, lines_of
+from token_meter.billing.credit_line import Credit, credit_told
+from token_meter.billing.invoice import Bought, Invoice, draw_up
+from token_meter.billing.line import Segment
+from token_meter.billing.lines import lines_of
 from token_meter.billing.plans import Period
 from token_meter.bookkeeping.credit_rows import bought_in, settle
 from token_meter.bookkeeping.invoice_rows import (

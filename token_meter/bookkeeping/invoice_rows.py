@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, func, select
 
 from token_meter.billing.cards import RateCard
-from token_meter.billing.invoice import Correction, Invoice
-from token_meter.billing.lines import Line, Metered, Segment
+from token_meter.billing.correction import Correction
+from token_meter.billing.invoice import Invoice
+from token_meter.billing.line import Line, Metered, Segment
 from token_meter.billing.plans import Period, Plan
 from token_meter.bookkeeping.segments import Billing
 from token_meter.errors import InvalidInvoice

@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, select
 
 from token_meter.billing.credit import RECEIVABLE, REVENUE, CreditGrant
-from token_meter.billing.lines import Metered
+from token_meter.billing.line import Metered
 from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plans import Period
 from token_meter.bookkeeping.aggregates import read_aggregates

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from token_meter.ledger.values import ANY
 from token_meter.money import EXACT, plain, total
-from token_meter.prices.book import PriceBook, Rated
+from token_meter.prices.book import PriceBook
 from token_meter.prices.change import Change
 from token_meter.prices.stated import key_of
+from token_meter.prices.tariff import Rated
 
 if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger

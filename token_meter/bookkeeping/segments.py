@@ -9,7 +9,7 @@ from datetime import datetime
 
 from token_meter.billing.cards import RateCard
 from token_meter.billing.catalogue import AT_COST, LATEST, Catalogue, Terms
-from token_meter.billing.lines import Metered, Segment
+from token_meter.billing.line import Metered, Segment
 from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plans import OWN, Period, Plan, Subscription, period_of, periods_between
 from token_meter.bookkeeping.aggregates import is_aggregated

@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Row, select
 
+from token_meter.billing.correction import Correction, corrections_to
 from token_meter.billing.credit import scope_of
-from token_meter.billing.invoice import Bought, Correction, Credit, corrections_to, decimal_of_exact, draw_up
+from token_meter.billing.credit_line import Credit
+from token_meter.billing.invoice import Bought, draw_up
+from token_meter.billing.line import decimal_of_exact
 from token_meter.billing.lines import lines_of
 from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plans import Period

@@ -267,7 +267,7 @@ class Ours:
         from token_meter.money import EXACT
         from token_meter.prices.context import Situation
 
-        factors, missing = self._book.factors_of(price, Situation(price.context, None), self._at)
+        factors, missing = self._book.factors.on(price, Situation(price.context, None), self._at)
         if price.rate is None or missing is not None:
             return None
         rate = price.rate

@@ -9,8 +9,10 @@ cost.amount, cost.lines
 
 from __future__ import annotations
 
-from token_meter.prices.book import CURRENCY, PriceBook, Rated, Tariff
+from token_meter.prices.book import PriceBook
+from token_meter.prices.factors import CURRENCY
 from token_meter.prices.model import Model
 from token_meter.prices.price import Applied, Cost, CostLine, Factor, Price
+from token_meter.prices.tariff import Rated, Tariff
 
 __all__ = ["CURRENCY", "Applied", "Cost", "CostLine", "Factor", "Model", "Price", "PriceBook", "Rated", "Tariff"]

@@ -8,122 +8,31 @@ reason, and whoever keeps the events holds them until a price arrives.
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from token_meter.money import EXACT, ONE, ZERO
-from token_meter.prices.context import Situation, context_tokens_of, situation_of
+from token_meter.money import EXACT, ZERO
+from token_meter.prices.context import Situation, situation_of
+from token_meter.prices.factors import CURRENCY, Factors
 from token_meter.prices.model import Model, span_around
 from token_meter.prices.names import nearest, provider_named, spellings
-from token_meter.prices.price import Applied, Cost, CostLine, Factor, Price, moment_of
+from token_meter.prices.price import Cost, CostLine, Factor, Price, moment_of
+from token_meter.prices.tariff import Tariff
 from token_meter.usage import QUANTITY_MAX, TOKEN_TYPES, Usage
 
 if TYPE_CHECKING:
     from token_meter.prices.overrides import Overrides
     from token_meter.prices.shipped import ShippedBook
 
-CURRENCY: Final = "USD"
-"""Providers state their prices in it; costs are in it."""
-
 TARIFFS_REMEMBERED_MAX: Final = 10_000
 """So many combinations of model and context a book remembers; then it starts over."""
 
 SPANS_REMEMBERED_MAX: Final = 16
 """So many spans of time without a change it remembers of each."""
-
-
-class Rated(NamedTuple):
-    """One token type's price with its factors: `rate` is what one unit costs, exact.
-
-    `rise`: a dearer price that would hold here, and waits for somebody to accept it: until then this one counts.
-    """
-
-    price: Price
-    factors: tuple[Applied, ...]
-    rate: Decimal
-    rise: Price | None = None
-
-
-class Tariff:
-    """What one model costs in one situation, as long as nothing changes: [start, stop)."""
-
-    __slots__ = ("_edges", "_found", "_why", "book", "model", "place", "reason", "situation", "start", "stop")
-
-    def __init__(
-        self,
-        book: PriceBook,
-        place: str,
-        model: Model | None,
-        situation: Situation,
-        span: tuple[datetime, datetime],
-        reason: str | None,
-    ) -> None:
-        self.book = book
-        self.place = place
-        self.model = model
-        self.situation = situation
-        self.start, self.stop = span
-        self.reason = reason
-        self._edges = sorted({_edge(price) for price in model.prices if price.above} if model is not None else ())
-        self._found: list[dict[str, Rated]] = [{} for _ in range(len(self._edges) + 1)]
-        self._why: dict[str, str] = {}
-
-    def found(self, context: Mapping[str, Any] | None, usage: Mapping[str, int]) -> dict[str, Rated]:
-        """The rates found so far for a request as long as this one; `rated` finds those that are not there."""
-        if not self._edges:
-            return self._found[0]
-        return self._found[bisect_right(self._edges, context_tokens_of(context, usage))]
-
-    def rated(self, token_type: str, context: Mapping[str, Any] | None, usage: Mapping[str, int]) -> Rated | None:
-        """The rate of a token type for this request; None if there is none: see `why`."""
-        tokens = context_tokens_of(context, usage)
-        found = self._found[bisect_right(self._edges, tokens)]
-        if token_type not in found:
-            rated = self._resolve(token_type, tokens)
-            if rated is None:
-                return None
-            found[token_type] = rated
-        return found[token_type]
-
-    def why(self, token_type: str) -> str:
-        """Why a token type has no rate here."""
-        return self._why[token_type]
-
-    def _resolve(self, token_type: str, context_tokens: int) -> Rated | None:
-        if self.model is None:
-            self._why[token_type] = self.reason or "unknown model"
-            return None
-        ladder = self.model.ladder(token_type, self.situation.context, self.start)
-        price = ladder.price(context_tokens) if ladder is not None else None
-        if price is None or price.rate is None:
-            self._why[token_type] = self._missing(token_type)
-            return None
-        factors, missing = self.book.factors_of(price, self.situation, self.start, place=self.place)
-        if missing is not None:
-            self._why[token_type] = missing
-            return None
-        rate = price.rate
-        for factor in factors:
-            rate = EXACT.multiply(rate, factor.multiplier)
-        return Rated(price, factors, rate, self.model.rise(price, self.start))
-
-    def _missing(self, token_type: str) -> str:
-        assert self.model is not None
-        name, context = f"{self.model.provider}/{self.model.id}", self.situation.context
-        if context and context not in self.model.contexts(self.start):
-            shown = ", ".join(f"{key}={value}" for key, value in context)
-            return f"no price of {name} for {shown}{self._when()}"
-        return f"no price of {name} for {token_type}{self._when()}"
-
-    def _when(self) -> str:
-        """The span in which that is so, as far as it is bounded."""
-        since = f" from {self.start:%Y-%m-%d}" if self.start.year > 1 else ""
-        return since + (f" until {self.stop:%Y-%m-%d}" if self.stop.year < 9999 else "")
 
 
 class Shipped(NamedTuple):
@@ -163,9 +72,7 @@ class PriceBook:
             self._added.setdefault(price.provider, {}).setdefault(price.model, []).append(price)
         self._tariffs: dict[tuple[Any, ...], list[Tariff]] = {}
         given = overrides.factors if overrides is not None else ()
-        self._factors: tuple[tuple[Factor, ...], tuple[Factor, ...]] = (
-            tuple(self._named(each) for each in given), shipped.factors,
-        )  # fmt: skip
+        self.factors = Factors([self._named(each) for each in given], shipped.factors)
 
     def _named(self, factor: Factor) -> Factor:
         """A factor with the book's id of its model: an operator may write an alias, or other capitals."""
@@ -298,7 +205,7 @@ class PriceBook:
         self, provider: str | None, model: str | None, requested: str | None, situation: Situation, at: datetime
     ) -> Tariff:
         place, found = self._found(provider, model, requested)
-        changes = [moment for group in self._factors for each in group for moment in _ends(each)]
+        changes = self.factors.changes()
         windows: set[int] = set()
         if found is not None:
             changes += found.changes()
@@ -308,7 +215,7 @@ class PriceBook:
         if found is not None and situation.context and self._is_borrowed(found, provider):
             reason = f"{found.provider}'s price of {found.id} stands for standard requests to {provider} only"
             found = None
-        return Tariff(self, place, found, situation, span, reason)
+        return Tariff(self.factors, place, found, situation, span, reason)
 
     def _found(self, provider: str | None, model: str | None, requested: str | None) -> tuple[str, Model | None]:
         """The model that answered, else the one requested, and the provider that bills for it. Own prices of the one
@@ -337,58 +244,6 @@ class PriceBook:
         hint = f" (did you mean {near}? Say so with an alias in your price overrides)" if near else ""
         return f"unknown model {model!r} of {place}{hint}"
 
-    def factors_of(
-        self, price: Price, situation: Situation, at: datetime, *, place: str | None = None
-    ) -> tuple[tuple[Applied, ...], str | None]:
-        """The factors on a price, and what is missing (then the price cannot be used). `place` is the provider that
-        bills by it, if that is not the one whose price it is."""
-        applied: list[Applied] = []
-        billing = replace(price, provider=place) if place is not None and place != price.provider else price
-        if not price.amount:
-            return (), None
-        discount = self._factor("discount", billing, at)
-        if discount is not None and discount.multiplier != ONE:
-            applied.append(Applied("discount", discount.multiplier, discount.source))
-        if situation.geo is not None and price.unit == "token":
-            geo = self._factor("geo", billing, at, geo=situation.geo)
-            if geo is None:
-                return (), f"no price of {billing.provider}/{price.model} for geo={situation.geo}"
-            if geo.multiplier != ONE:
-                applied.append(Applied("geo", geo.multiplier, geo.source))
-        if price.currency != CURRENCY:
-            exchange = self._factor("exchange", price, at, currency=price.currency)
-            if exchange is None:
-                return (), f"no exchange rate from {price.currency} to {CURRENCY} at {at:%Y-%m-%d}"
-            applied.append(Applied("exchange", exchange.multiplier, exchange.source))
-        return tuple(applied), None
-
-    def exchange(self, currency: str, at: datetime) -> Decimal | None:
-        """What one unit of this currency was worth in US dollars, as the operator said; None if they did not."""
-        meeting = [
-            each
-            for group in self._factors
-            for each in group
-            if each.kind == "exchange" and each.currency == currency and each.meets("", "", at)
-        ]
-        return max(meeting, key=_particular).multiplier if meeting else None
-
-    def _factor(
-        self, kind: str, price: Price, at: datetime, *, geo: str | None = None, currency: str | None = None
-    ) -> Factor | None:
-        """The operator's before the shipped ones; the most particular, of those the latest."""
-        for group in self._factors:
-            meeting = [
-                each
-                for each in group
-                if each.kind == kind
-                and each.geo == geo
-                and each.currency == currency
-                and each.meets(price.provider, price.model, at)
-            ]
-            if meeting:
-                return max(meeting, key=_particular)
-        return None
-
     # Models
 
     def find(self, provider: str | None, model: str | None) -> Model | None:
@@ -413,7 +268,7 @@ class PriceBook:
     def doubts(self) -> list[str]:
         """What the operator's overrides say that has no effect, and so is probably a mistake."""
         found = []
-        for factor in self._factors[0]:
+        for factor in self.factors.own:
             if factor.kind == "exchange" or factor.provider == "*":
                 continue
             name = f"the {factor.kind} for {factor.provider}/{factor.model}"
@@ -492,27 +347,11 @@ class PriceBook:
         return self._shipped
 
 
-def _edge(price: Price) -> int:
-    """The number of context tokens at which a larger price begins."""
-    assert price.above is not None
-    return price.above if price.inclusive else price.above + 1
-
-
 def _read(given: str | os.PathLike[str] | Mapping[str, Any] | Overrides) -> Overrides:
     # Reading them needs pydantic; most books have none.
     from token_meter.prices.overrides import Overrides
 
     return given if isinstance(given, Overrides) else Overrides.read(given)
-
-
-def _particular(factor: Factor) -> tuple[int, int, float]:
-    exact = 0 if factor.model.endswith("*") else 1
-    start = factor.effective_from.timestamp() if factor.effective_from is not None else float("-inf")
-    return (exact, len(factor.model), start)
-
-
-def _ends(factor: Factor) -> Iterable[datetime]:
-    return (each for each in (factor.effective_from, factor.effective_to) if each is not None)
 
 
 _multiply: Final = EXACT.multiply
