@@ -61,7 +61,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
                          "values webhook"),
     ("testing.backends.stripe", ". account book documents errors fake idempotency limits moments params reports rules"),
     ("cli", ". __main__ app catch_up checks costs credits customer_book customer_edits customer_files customers deliver "
-            "doctor dry_run event_corrections event_ids event_rows events exits facts filters follow invoice metrics mode moments "
+            "doctor dry_run event_corrections event_ids event_rows events exits facts filters follow invoice invoice_edits metrics mode moments "
             "notices options output partners place plans price_sync price_view prices progress quarantine rated "
             "reconcile search setup sidecar sink_names tables terminal text usage version waiting"),
     ("cli.demo", ". acme crew customers folder globex initech reconciliation report screen story worker"),

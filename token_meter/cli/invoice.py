@@ -14,6 +14,7 @@ import typer
 from token_meter.cli import options
 from token_meter.cli.customer_book import customer_named
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
+from token_meter.cli.invoice_edits import listed, pay_invoice, set_seller, void_invoice, write_credit_note
 from token_meter.cli.mode import ModeOption, read_mode
 from token_meter.cli.moments import read_zone
 from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_csv, write_json
@@ -21,7 +22,7 @@ from token_meter.cli.place import find, reading
 from token_meter.cli.plans import CustomerArgument
 from token_meter.cli.rated import rated
 from token_meter.cli.tables import Column, Table
-from token_meter.cli.text import counted, did_you_mean, printable_lines
+from token_meter.cli.text import counted, printable_lines
 
 if TYPE_CHECKING:
     from token_meter.billing.invoice import Invoice
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from token_meter.billing.render import Standing
     from token_meter.bookkeeping.invoice_rows import Kept
 
-SELLER_FIELDS: Final = (
-    "name", "address", "email", "phone", "website", "tax_id", "registration", "bank", "terms", "prefix", "rounding",
-)  # fmt: skip
 LEVELS: Final = ("token_type", "model", "meter", "total")
 
 _NUMBER: Final = re.compile(r"(?:TEST-)?[A-Za-z0-9-]+-\d{6}")
@@ -47,8 +45,6 @@ PeriodOption = Annotated[
 LevelOption = Annotated[
     str | None, typer.Option("--level", metavar="LEVEL", help="Lines by token_type, model, meter or total.")
 ]
-NumberArgument = Annotated[str, typer.Argument(metavar="NUMBER", help="The invoice's number: INV-000001.")]
-ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it stays with the invoice.")]
 
 
 @app.command("show", epilog=EPILOG)
@@ -160,7 +156,7 @@ def list_invoices(
 
     shape = chosen_shape(json=json, csv=csv, markdown=markdown)
     with reading(find(ledger)) as opened:
-        rows = [_listed(each) for each in InvoiceBook(opened).list(customer=customer, mode=read_mode(mode))]
+        rows = [listed(each) for each in InvoiceBook(opened).list(customer=customer, mode=read_mode(mode))]
     if shape is Shape.JSON:
         write_json(rows)
         return
@@ -170,61 +166,9 @@ def list_invoices(
     show(Table(columns, rows, nothing=""), shape)
 
 
-@app.command("void", epilog=EPILOG)
-def void(
-    number: NumberArgument,
-    reason: ReasonOption,
-    mode: ModeOption = None,
-    ledger: options.LedgerOption = None,
-    json: options.JsonOption = False,
-) -> None:
-    """Declare an invoice void: its number stays, its period can be invoiced again."""
-    from token_meter.bookkeeping.invoice_book import InvoiceBook
-
-    with reading(find(ledger)) as opened:
-        kept = InvoiceBook(opened).void(number, reason=reason, mode=read_mode(mode))
-    write_json(_listed(kept)) if json else write(f"{number} is void: {reason}\n")
-
-
-@app.command("pay", epilog=EPILOG)
-def pay(
-    number: NumberArgument,
-    reference: Annotated[str, typer.Option("--reference", metavar="TEXT", help="Of the payment.")] = "",
-    mode: ModeOption = None,
-    ledger: options.LedgerOption = None,
-    json: options.JsonOption = False,
-) -> None:
-    """Mark an invoice as paid."""
-    from token_meter.bookkeeping.invoice_book import InvoiceBook
-
-    with reading(find(ledger)) as opened:
-        kept = InvoiceBook(opened).pay(number, reference=reference, mode=read_mode(mode))
-    write_json(_listed(kept)) if json else write(f"{number} was paid on {kept.paid:%Y-%m-%d}\n")
-
-
-@app.command("credit-note", epilog=EPILOG)
-def credit_note(
-    number: NumberArgument,
-    reason: ReasonOption,
-    amount: Annotated[str | None, typer.Option("--amount", metavar="AMOUNT", help="Default: all that is left.")] = None,
-    mode: ModeOption = None,
-    ledger: options.LedgerOption = None,
-    json: options.JsonOption = False,
-) -> None:
-    """Take a final invoice back, all of it or an amount, by a note with a number of its own."""
-    from token_meter.bookkeeping.invoice_book import InvoiceBook
-    from token_meter.money import decimal_of
-
-    try:
-        taken = None if amount is None else decimal_of(amount, "--amount")
-    except ValueError as error:
-        raise Failure(str(error), code=WRONG_USAGE) from None
-    with reading(find(ledger)) as opened:
-        note_ = InvoiceBook(opened).credit_note(number, reason=reason, amount=taken, mode=read_mode(mode))
-    if json:
-        write_json(note_.to_json())
-    else:
-        write(f"{note_.number}: {note_.total:f} {note_.currency} of {number}: {reason}\n")
+app.command("void", epilog=EPILOG)(void_invoice)
+app.command("pay", epilog=EPILOG)(pay_invoice)
+app.command("credit-note", epilog=EPILOG)(write_credit_note)
 
 
 @app.command("verify", epilog=EPILOG)
@@ -314,34 +258,7 @@ def accrual(
     _fail(failed)
 
 
-@app.command("seller", epilog=EPILOG)
-def seller(
-    detail: Annotated[
-        list[str],
-        typer.Argument(metavar="NAME=TEXT...", help="name=, address=, tax_id=, terms=, prefix=, rounding=half_up."),
-    ],
-    ledger: options.LedgerOption = None,
-    json: options.JsonOption = False,
-) -> None:
-    """Say who sells: it stands on every invoice from now on."""
-    from token_meter.bookkeeping.invoice_book import InvoiceBook
-    from token_meter.money import ROUNDINGS
-
-    pairs = [each.partition("=") for each in detail]
-    if any(not separator for _, separator, _ in pairs):
-        raise Failure("write details as NAME=TEXT, such as name='Example Ltd'", code=WRONG_USAGE)
-    details = {name: value for name, _, value in pairs}
-    for name in details:
-        if name not in SELLER_FIELDS:
-            hint = did_you_mean(name, SELLER_FIELDS)
-            raise Failure(
-                f"{name!r} is no detail of a seller.{hint} Known: {', '.join(SELLER_FIELDS)}", code=WRONG_USAGE
-            )
-    if details.get("rounding", "half_even") not in ROUNDINGS:
-        raise Failure(f"rounding is one of {', '.join(ROUNDINGS)}", code=WRONG_USAGE)
-    with rated(find(ledger), make=True) as opened:
-        InvoiceBook(opened).set_seller(details)
-    write_json(details) if json else write("it stands on every invoice from now on\n")
+app.command("seller", epilog=EPILOG)(set_seller)
 
 
 def _found(ledger: Any, wanted: str, period: Period | None, mode: Any) -> list[tuple[Invoice, Standing]]:
@@ -371,21 +288,6 @@ def _zone_of(ledger: Any, customer: str, mode: Any) -> tzinfo:
 def _fail(failed: Mapping[str, object]) -> None:
     if failed:
         raise Failure(f"{counted(len(failed), 'customer')} could not be invoiced: {', '.join(list(failed)[:5])}")
-
-
-def _listed(kept: Kept) -> dict[str, Any]:
-    invoice = kept.invoice
-    return {
-        "number": invoice.number,
-        "customer": invoice.customer,
-        "period": str(invoice.period),
-        "state": "credit note" if kept.kind == "credit_note" else kept.state,
-        "issued": f"{kept.issued:%Y-%m-%d}",
-        "paid": f"{kept.paid:%Y-%m-%d}" if kept.paid else None,
-        "total": f"{invoice.total:f}",
-        "currency": invoice.currency,
-        "concerns": kept.concerns,
-    }
 
 
 def _write_rows(found: list[Invoice], level: str | None) -> None:
