@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("ledger", ". corrections costs first_sight lateness ledger migrate opening periods postgresql query rater ratings "
                "record rollups rows sqlite store tables text usage values"),
     ("ledger.migrations", ". env versions versions.v0001_first versions.v0002_customers versions.v0003_rating "
-                          "versions.v0004_credit_scope"),
+                          "versions.v0004_credit_scope versions.v0005_subscriptions"),
     ("accounts", ". book csv_columns csv_export csv_import customer directory"),
     ("prices", ". book change context drift factors feed_check feeds genai likely merge model names overrides price "
                "shipped stated tariff"),
@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("bookkeeping", ". accrual aggregates credit_book credit_rows customers drawing event_corrections event_prices "
                     "invoice_book invoice_desk invoice_rows "
                     "lazy notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments "
-                    "settings shipped_books verification"),
+                    "settings shipped_books subscription_rows verification"),
     # 4: what users hold in their hands.
     ("", "charging customer health lines meter reconcile recorder"),
     ("partners", ". base callback client cloudflare events fields files importing intake known litellm names openrouter pulling "
@@ -61,9 +61,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
                          "values webhook"),
     ("testing.backends.stripe", ". account book documents errors fake idempotency limits moments params reports rules"),
     ("cli", ". __main__ app catch_up checks costs credits customer_book customer_edits customer_files customers deliver "
-            "doctor dry_run event_corrections event_ids event_rows events exits facts filters follow invoice invoice_edits metrics mode moments "
-            "notices options output partners place plans price_sync price_view prices progress quarantine rated "
-            "reconcile search setup sidecar sink_names tables terminal text usage version waiting"),
+            "doctor dry_run event_corrections event_ids event_rows events exits facts filters follow invoice "
+            "invoice_edits metrics mode moments notices options output partners place plans price_sync price_view prices "
+            "progress quarantine rated reconcile search setup sidecar sink_names subscriptions tables terminal text usage version waiting"),
     ("cli.demo", ". acme crew customers folder globex initech reconciliation report screen story worker"),
 )  # fmt: skip
 LAYER_OF_ROW = (1, 2, 2, 2, 2, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5)

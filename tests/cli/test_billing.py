@@ -50,6 +50,38 @@ def write(rows: list[dict[str, Any]], name: str = "usage.jsonl") -> str:
     return name
 
 
+def test_a_switch_is_made_seen_and_taken_back(tutorial: Cli) -> None:
+    Path("more.yaml").write_text("plans: [{name: other, fees: [{title: Fee, amount: 5}]}]")
+    assert tutorial("plans", "apply", "more.yaml", "--since", "2026-10-01").code == 0
+    assert tutorial("plans", "subscribe", "test-customer", "other", "--since", "2026-11-01").code == 0
+    rows = json.loads(tutorial("plans", "subscriptions", "--all", "--json").out)
+    assert [(each["plan"], each["since"], each["until"]) for each in rows] == [
+        (f"{PLAN}@1", "2026-10-01 00:00", "2026-11-01 00:00"),
+        ("other@1", "2026-11-01 00:00", None),
+    ]
+
+    taken_back = tutorial("plans", "cancel", rows[1]["id"])
+
+    assert taken_back.out == (
+        "test-customer is not on other@1 from 2026-11-01 00:00 UTC on after all\n"
+        f"test-customer is on {PLAN}@1 from 2026-10-01 00:00 UTC on\n"
+    )
+    left = tutorial("plans", "subscriptions", "--customer", "test-customer", "--plan", "other")
+    assert (left.code, "other@1" in left.out) == (0, False)
+    assert "1 that ended or were cancelled: --all" in left.err
+    assert "cancelled" in tutorial("plans", "subscriptions", "--plan", "other@1", "--all").out
+    assert tutorial("plans", "cancel", "sub_none").code == 1
+
+
+def test_the_list_of_plans_tells_meters_and_packs(tutorial: Cli) -> None:
+    rows = json.loads(tutorial("plans", "list", "--json").out)
+
+    assert [(row["kind"], row["name"], row["charges"]) for row in rows[2:]] == [
+        ("meter", "documents", "count of events"),
+        ("pack", "ten", "9 for 10 of credit"),
+    ]
+
+
 @pytest.fixture
 def tutorial(cli: Cli) -> Cli:
     """The plan is kept, the customer on it, and October's usage uploaded."""

@@ -136,10 +136,12 @@ class Subscription:
     stop: datetime | None = None
     mode: str = "live"
     created: datetime | None = None
+    cancelled: datetime | None = None
+    """When it was taken back, as if it had never been."""
 
     def holds_at(self, moment: datetime) -> bool:
         """Whether it is in force."""
-        return self.start <= moment and (self.stop is None or moment < self.stop)
+        return self.cancelled is None and self.start <= moment and (self.stop is None or moment < self.stop)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -18,12 +18,19 @@ from token_meter.billing.catalogue import Catalogue, Chosen, Version
 from token_meter.billing.credit import Pack
 from token_meter.billing.fields import document
 from token_meter.billing.meters import MeterDefinition, meters_of
-from token_meter.billing.plans import Plan, PlansFile, Subscription, overlapping
+from token_meter.billing.plans import Plan, PlansFile, Subscription
 from token_meter.bookkeeping.customers import enter
 from token_meter.bookkeeping.settings import SETTING, write_setting
+from token_meter.bookkeeping.subscription_rows import (
+    cancel_subscription,
+    insert_subscription,
+    read_subscription,
+    read_subscriptions,
+    stop_subscription,
+)
 from token_meter.errors import InvalidPlan
 from token_meter.ledger.rows import EPOCH, MICROSECOND
-from token_meter.ledger.tables import catalogue, state, subscriptions
+from token_meter.ledger.tables import catalogue, state
 from token_meter.ledger.text import from_stored, to_stored
 from token_meter.prices.price import moment_of
 
@@ -60,6 +67,11 @@ class PlanBook:
         """Everything, as it is now."""
         with self._ledger.reading() as (_, connection):
             return read_catalogue(connection)
+
+    def packs(self) -> dict[str, Pack]:
+        """The packs of credit that can be bought, by name."""
+        with self._ledger.reading() as (_, connection):
+            return read_packs(connection)
 
     # Rate cards and plans
 
@@ -157,35 +169,11 @@ class PlanBook:
                 id=f"sub_{uuid.uuid4().hex[:16]}", customer=customer, plan=name, version=version, start=moment,
                 stop=end, mode=mode, created=self._moment(None),
             )  # fmt: skip
-            self._insert_subscription(connection, known, made)
+            insert_subscription(connection, made)
+            touch(connection)
             enter(store, connection, mode=mode, customer=customer, moment=_micros(self._moment(None)))
         self._rate(moment, f"subscribed to {name}@{version}", customer=customer)
         return made
-
-    def _insert_subscription(self, connection: Connection, known: Catalogue, made: Subscription) -> None:
-        if made.stop is not None and made.stop <= made.start:
-            raise InvalidPlan(f"a subscription must end after it starts: {made.start} .. {made.stop}")
-        theirs = list(known.subscriptions.get((made.mode, made.customer), ()))
-        for place, each in enumerate(theirs):
-            if each.stop is None and each.start < made.start:
-                self._stop(connection, each, made.start)
-                theirs[place] = replace(each, stop=made.start)
-        clash = overlapping(made, theirs)
-        if clash is not None:
-            until = f"until {clash.stop:%Y-%m-%d %H:%M}" if clash.stop else "without an end"
-            raise InvalidPlan(
-                f"{made.customer} has {clash.plan}@{clash.version} from {clash.start:%Y-%m-%d %H:%M} {until}: end that "
-                f"first (subscription {clash.id}), or choose another start"
-            )
-        connection.execute(
-            subscriptions.insert(),
-            {
-                "id": made.id, "mode": made.mode, "customer": to_stored(made.customer), "plan": to_stored(made.plan),
-                "version": made.version, "start": _micros(made.start),
-                "stop": None if made.stop is None else _micros(made.stop), "recorded": int(self._now() * 1_000_000),
-            },
-        )  # fmt: skip
-        touch(connection)
 
     def unsubscribe(self, customer: str, *, at: Moment = None, mode: str = "live") -> Subscription:
         """End a customer's subscription. Raises InvalidPlan if none is in force then."""
@@ -196,15 +184,36 @@ class PlanBook:
             if found is None:
                 raise InvalidPlan(f"{customer} has no subscription at {moment:%Y-%m-%d %H:%M}")
             if found.start == moment:
-                raise InvalidPlan(f"the subscription of {customer} starts at {moment:%Y-%m-%d %H:%M}: end it later")
-            self._stop(connection, found, moment)
+                raise InvalidPlan(
+                    f"the subscription of {customer} starts at {moment:%Y-%m-%d %H:%M}: end it later, "
+                    f"or take it back: token-meter plans cancel {found.id}"
+                )
+            stop_subscription(connection, found, moment)
             touch(connection)
         self._rate(moment, f"unsubscribed from {found.plan}", customer=customer)
         return replace(found, stop=moment)
 
-    def _stop(self, connection: Connection, subscription: Subscription, moment: datetime) -> None:
-        mine = subscriptions.update().where(subscriptions.c.id == subscription.id)
-        connection.execute(mine.values(stop=_micros(moment)))
+    def cancel(self, subscription: str) -> Subscription | None:
+        """Take a subscription back as if it had not been made; the one that it ended goes on, and is returned.
+
+        What was used meanwhile is rated again; an invoice that is final gets a correction on the next one. Raises
+        InvalidPlan if there is none with this id, or it is cancelled already.
+        """
+        with self._ledger.closing() as (_, connection):
+            found = read_subscription(connection, subscription)
+            if found is None:
+                raise InvalidPlan(f"there is no subscription {subscription!r}: token-meter plans subscriptions")
+            if found.cancelled is not None:
+                raise InvalidPlan(f"{subscription} was cancelled at {found.cancelled:%Y-%m-%d %H:%M} already")
+            before = cancel_subscription(connection, found, self._moment(None))
+            touch(connection)
+        self._rate(found.start, f"cancelled {found.plan}@{found.version}", customer=found.customer)
+        return before
+
+    def subscriptions(self, *, customer: str | None = None, mode: str | None = None) -> list[Subscription]:
+        """Every subscription that was made, ended and cancelled ones too, the earliest first."""
+        with self._ledger.reading() as (_, connection):
+            return read_subscriptions(connection, customer=customer, mode=mode, with_cancelled=True)
 
     # Inside
 
@@ -241,17 +250,7 @@ def read_catalogue(connection: Connection) -> Catalogue:
         Chosen(_time(row.effective), json.loads(row.document)["plan"]) for row in kinds[SETTING].get(DEFAULT_PLAN, ())
     ]
     by_customer: dict[tuple[str, str], list[Subscription]] = {}
-    for row in connection.execute(select(subscriptions).order_by(subscriptions.c.start)):
-        made = Subscription(
-            id=row.id,
-            customer=from_stored(row.customer),
-            plan=from_stored(row.plan),
-            version=row.version,
-            start=_time(row.start),
-            stop=None if row.stop is None else _time(row.stop),
-            mode=row.mode,
-            created=_time(row.recorded),
-        )
+    for made in read_subscriptions(connection):
         by_customer.setdefault((made.mode, made.customer), []).append(made)
     return Catalogue(
         cards={name: _versions(rows, RateCard) for name, rows in kinds[CARD].items()},

@@ -14,8 +14,8 @@ from token_meter.cli.mode import ModeOption, read_mode
 from token_meter.cli.moments import read_moment
 from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
 from token_meter.cli.place import find
-from token_meter.cli.plans import CustomerArgument
 from token_meter.cli.rated import rated
+from token_meter.cli.subscriptions import CustomerArgument
 from token_meter.cli.tables import Column, Table
 from token_meter.money import plain
 

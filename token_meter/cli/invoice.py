@@ -19,8 +19,8 @@ from token_meter.cli.mode import ModeOption, read_mode
 from token_meter.cli.moments import read_zone
 from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_csv, write_json
 from token_meter.cli.place import find, reading
-from token_meter.cli.plans import CustomerArgument
 from token_meter.cli.rated import rated
+from token_meter.cli.subscriptions import CustomerArgument
 from token_meter.cli.tables import Column, Table
 from token_meter.cli.text import counted, printable_lines
 

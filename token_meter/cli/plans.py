@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -10,18 +10,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from token_meter.cli import options
-from token_meter.cli.customer_book import note_if_new, there_is_none
+from token_meter.cli.customer_book import there_is_none
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
-from token_meter.cli.mode import ModeOption, read_mode
 from token_meter.cli.moments import read_moment
 from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
 from token_meter.cli.place import find, reading
 from token_meter.cli.rated import rated
+from token_meter.cli.subscriptions import (
+    PlanArgument,
+    SinceOption,
+    cancel,
+    list_subscriptions,
+    subscribe,
+    unsubscribe,
+)
 from token_meter.cli.tables import Column, Table
 from token_meter.cli.text import counted, did_you_mean
 
 if TYPE_CHECKING:
     from token_meter.billing.catalogue import Catalogue
+    from token_meter.billing.credit import Pack
+    from token_meter.billing.meters import MeterDefinition
 
 EXAMPLE: Final = """\
 # Keep it with: token-meter plans apply FILE
@@ -56,13 +65,6 @@ app = typer.Typer(
     cls=Commands, help="What is charged: rate cards, plans, subscriptions.", no_args_is_help=True, epilog=EPILOG
 )
 
-SinceOption = Annotated[
-    str | None,
-    typer.Option("--since", metavar="TIME", help="From then on, also in the past: 2026-11-01. Default: now."),
-]
-PlanArgument = Annotated[str, typer.Argument(metavar="PLAN", help="A plan, or one version of it: pro, pro@2.")]
-CustomerArgument = Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer's id.")]
-
 
 @app.command("list", epilog=EPILOG)
 def list_plans(
@@ -71,11 +73,13 @@ def list_plans(
     csv: options.CsvOption = False,
     markdown: options.MarkdownOption = False,
 ) -> None:
-    """List plans and rate cards with their present version, and how many customers are on each plan."""
+    """List plans, rate cards, packs and your meters as they are now, and how many customers are on each plan."""
+    from token_meter.bookkeeping.plan_book import PlanBook
+
     shape = chosen_shape(json=json, csv=csv, markdown=markdown)
     place = find(ledger)
     with reading(place) as opened:
-        found = list(_rows(_catalogue(opened)))
+        found = [*_rows(_catalogue(opened)), *_pack_rows(PlanBook(opened).packs())]
     if shape is Shape.JSON:
         write_json(found)
         return
@@ -152,53 +156,10 @@ def apply_plans(
         write(f"kept {', '.join(changed)}\n" if changed else "nothing differs from what is kept\n")
 
 
-@app.command("subscribe", epilog=EPILOG)
-def subscribe(
-    customer: CustomerArgument,
-    plan: PlanArgument,
-    since: SinceOption = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Ends then (not included).")] = None,
-    mode: ModeOption = None,
-    ledger: options.LedgerOption = None,
-    journal: options.JournalOption = None,
-    json: options.JsonOption = False,
-) -> None:
-    """Put a customer on a plan, from now on or from a time on. The plan they were on ends there."""
-    from token_meter.bookkeeping.plan_book import PlanBook
-
-    now = datetime.now(UTC)
-    start, stop = (read_moment(text, zone=UTC, now=now) for text in (since, until))
-    with rated(find(ledger, journal)) as opened:
-        note_if_new(opened, customer, read_mode(mode))
-        made = PlanBook(opened).subscribe(customer, plan, start=start, stop=stop, mode=read_mode(mode))
-    if json:
-        write_json({"id": made.id, "customer": customer, "plan": f"{made.plan}@{made.version}",
-                    "start": made.start.isoformat(), "stop": made.stop and made.stop.isoformat()})  # fmt: skip
-    else:
-        until_text = f" until {made.stop:%Y-%m-%d %H:%M}" if made.stop else ""
-        write(f"{customer} is on {made.plan}@{made.version} from {made.start:%Y-%m-%d %H:%M} UTC on{until_text}\n")
-
-
-@app.command("unsubscribe", epilog=EPILOG)
-def unsubscribe(
-    customer: CustomerArgument,
-    at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="Ends then. Default: now.")] = None,
-    mode: ModeOption = None,
-    ledger: options.LedgerOption = None,
-    journal: options.JournalOption = None,
-    json: options.JsonOption = False,
-) -> None:
-    """End a customer's subscription; they are on the default plan from then on, or at cost."""
-    from token_meter.bookkeeping.plan_book import PlanBook
-
-    moment = read_moment(at, zone=UTC, now=datetime.now(UTC))
-    with rated(find(ledger, journal)) as opened:
-        ended = PlanBook(opened).unsubscribe(customer, at=moment, mode=read_mode(mode))
-    if json:
-        write_json({"id": ended.id, "customer": customer, "plan": f"{ended.plan}@{ended.version}",
-                    "stop": ended.stop and ended.stop.isoformat()})  # fmt: skip
-    else:
-        write(f"{customer} was on {ended.plan}@{ended.version} until {ended.stop:%Y-%m-%d %H:%M} UTC\n")
+app.command("subscriptions", epilog=EPILOG)(list_subscriptions)
+app.command("subscribe", epilog=EPILOG)(subscribe)
+app.command("unsubscribe", epilog=EPILOG)(unsubscribe)
+app.command("cancel", epilog=EPILOG)(cancel)
 
 
 @app.command("default", epilog=EPILOG)
@@ -265,6 +226,8 @@ def _catalogue(ledger: Any) -> Catalogue:
 
 
 def _rows(catalogue: Catalogue) -> Iterator[dict[str, Any]]:
+    from token_meter.billing.meters import BUILT_IN
+
     now = datetime.now(UTC)
     default_plan = catalogue.default_at(now)
     for name, plans in sorted(catalogue.plans.items()):
@@ -293,6 +256,24 @@ def _rows(catalogue: Catalogue) -> Iterator[dict[str, Any]]:
             "currency": card.content.currency,
             "charges": ", ".join(f"{rate.meter} {_way(rate)}" for rate in card.content.rates),
         }
+
+    for name, meter in sorted(catalogue.meters.items()):
+        if name not in BUILT_IN:
+            yield {"kind": "meter", "name": name, "charges": _counts(meter)}
+
+
+def _counts(meter: MeterDefinition) -> str:
+    counted_are = "events" if meter.aggregation == "count" else meter.of or f"{meter.unit}s"
+    return f"{meter.aggregation} of {counted_are}"
+
+
+def _pack_rows(packs: Mapping[str, Pack]) -> Iterator[dict[str, Any]]:
+    from token_meter.money import plain
+
+    for name, pack in sorted(packs.items()):
+        until = f", for {pack.expires_days:,} days" if pack.expires_days else ""
+        what = f"{plain(pack.price)} for {plain(pack.amount)} of credit{until}"
+        yield {"kind": "pack", "name": name, "currency": pack.currency, "charges": what}
 
 
 def _way(rate: Any) -> str:

@@ -333,6 +333,8 @@ subscriptions: Final = Table(
     Column("start", BigInteger, nullable=False),
     Column("stop", BigInteger, comment="not included; NULL: until further notice"),
     Column("recorded", BigInteger, nullable=False),
+    Column("ended_by", _Id, comment="the one that ended it"),
+    Column("cancelled", BigInteger, comment="when it was taken back"),
 )
 Index(PREFIX + "subscriptions_customer", subscriptions.c.mode, subscriptions.c.customer, subscriptions.c.start)
 
