@@ -597,3 +597,16 @@ def test_names_that_are_none_are_refused(name: Any) -> None:
 def test_thresholds_that_are_none_are_refused(start: Any) -> None:
     with pytest.raises(ValueError, match="threshold of the feed"):
         feed_of(provider("openai", model("gpt-5", {"input_mtok": tiers("1", start, "2")})))
+
+
+def test_a_new_name_of_a_known_model_is_told_and_not_taken() -> None:
+    prices = {"input_mtok": "2", "cache_read_mtok": "1", "output_mtok": "8"}
+    names = {"or": [{"equals": each} for each in ("gpt-5", "gpt-5-2026-01-01", "gpt5-preview")]}
+    renamed = {**model("gpt-5", prices), "match": names}
+    feed = feed_of(provider("openai", renamed, {**model("gpt-6", prices), "match": {"equals": "gpt-6"}}))
+
+    merged = merge(BOOK, feed, now=NOW)
+
+    # The dated one means the model already, and those of a new model come with it.
+    assert [tuple(each) for each in merged.names] == [("openai", "gpt5-preview", "gpt-5")]
+    assert taken(BOOK, merged).find("openai", "gpt5-preview") is None

@@ -31,7 +31,7 @@ from token_meter.prices.book import PriceBook
 from token_meter.prices.change import change_of, evidence, is_first_seen, was_refused
 from token_meter.prices.drift import Comparison, Disagreement, compare
 from token_meter.prices.feeds import Fetched
-from token_meter.prices.merge import merge
+from token_meter.prices.merge import NewName, merge
 from token_meter.prices.price import Price, Status
 from token_meter.prices.stated import SecondSource, in_force
 
@@ -60,6 +60,8 @@ class Synced:
     lagging: int = 0
     rated: int = 0
     superseded: tuple[Price, ...] = ()
+    names: tuple[NewName, ...] = ()
+    """Names of known models that only the source has: for `aliases` in the overrides."""
 
     @property
     def waiting(self) -> list[Effect]:
@@ -108,7 +110,7 @@ class PriceDesk:
         found = effects(self._ledger, book, merged.changes, now=self._moment())
         return Synced(
             fetched.source, fetched.version, False, tuple(found), merged.agreed, merged.lagging,
-            superseded=merged.superseded,
+            superseded=merged.superseded, names=merged.names,
         )  # fmt: skip
 
     def sync(self, fetched: Fetched, *, confirm: bool = False, second: SecondSource | None = None) -> Synced:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 INSTALLED: Final = "installed"
 ALL: Final = "all"
+NAMES_SHOWN_MAX: Final = 5
 
 CHANGES: Final = (
     Column("change", whole=True),
@@ -210,7 +211,7 @@ def _without_ledger(fetched: Fetched, second: SecondSource | None, now: datetime
     assert fetched.feed is not None
     merged = merge(shipped_book(), fetched.feed, now=now, second=second)
     found = tuple(Effect(change, (), 0, None) for change in merged.changes)
-    return Synced(fetched.source, fetched.version, False, found, merged.agreed, merged.lagging)
+    return Synced(fetched.source, fetched.version, False, found, merged.agreed, merged.lagging, names=merged.names)
 
 
 def _report(done: Synced, shape: Shape, *, dry_run: bool) -> None:
@@ -221,6 +222,7 @@ def _report(done: Synced, shape: Shape, *, dry_run: bool) -> None:
                 "agreed": done.agreed, "lagging": done.lagging, "rated": done.rated,
                 "changes": [each.to_json() for each in done.effects],
                 "superseded": [row.id for row in done.superseded],
+                "names": [each._asdict() for each in done.names],
             }
         )  # fmt: skip
         return
@@ -234,6 +236,10 @@ def _report(done: Synced, shape: Shape, *, dry_run: bool) -> None:
     if done.superseded:
         waited = counted(len(done.superseded), "price that waited is", "prices that waited are")
         note(f"{waited} no longer stated by the source, and dropped")
+    if done.names:
+        some = ", ".join(f"{each.provider}/{each.name} is {each.model}" for each in done.names[:NAMES_SHOWN_MAX])
+        names = counted(len(done.names), "name that the book does not know", "names that the book does not know")
+        note(printable(f"the source has {names} (for `aliases` in your overrides): {some}"))
     held = sum(1 for each in done.waiting if each.change.verdict == "held")
     if held:
         note(f"{counted(held, 'price')} held: see `token-meter prices held`")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from token_meter.prices.book import PriceBook
 from token_meter.prices.change import (
@@ -31,18 +32,28 @@ from token_meter.prices.price import Price
 from token_meter.prices.stated import PriceKey, SecondSource, billed, in_force, is_direct, key_of
 
 
+class NewName(NamedTuple):
+    """A name of a known model that only the feed has."""
+
+    provider: str
+    name: str
+    model: str
+
+
 @dataclass(frozen=True, slots=True)
 class Merge:
     """What a feed would change.
 
     `agreed` prices are the same; `lagging` ones the feed still has as they were before the book corrected them.
     `superseded` are rows that waited and that the feed no longer states: nobody is asked about them any more.
+    `names` are names that the feed has for models of the book, and that mean nothing to the book: they are told.
     """
 
     changes: tuple[Change, ...]
     agreed: int
     lagging: int
     superseded: tuple[Price, ...] = ()
+    names: tuple[NewName, ...] = ()
 
     @property
     def rows(self) -> list[Price]:
@@ -71,7 +82,7 @@ def merge(book: PriceBook, feed: Feed, *, now: datetime, second: SecondSource | 
     proposed = {change.price.id for change in changes}
     waiting = [row for row in base.rows if row.status == "held" and family_of(row) == family]
     superseded = tuple(superseded_row(row) for row in waiting if row.id not in proposed)
-    return Merge(tuple(changes), counts["agreed"], counts["lagging"], superseded)
+    return Merge(tuple(changes), counts["agreed"], counts["lagging"], superseded, tuple(_new_names(base, models)))
 
 
 @dataclass(slots=True)
@@ -267,6 +278,16 @@ def _known(base: PriceBook, place: tuple[str, str]) -> Sequence[Price]:
         return base.model(*place).prices
     except KeyError:
         return ()
+
+
+def _new_names(base: PriceBook, models: Mapping[tuple[str, str], ModelPrices]) -> Iterator[NewName]:
+    """A name decides whose price counts, so a human takes it over: nobody would see that a feed had moved one."""
+    for (provider, model), stated in sorted(models.items()):
+        if not _known(base, (provider, model)):
+            continue  # its names come with its prices
+        for name in stated.aliases:
+            if base.find(provider, name) is None:
+                yield NewName(provider, name, model)
 
 
 def _missing(
