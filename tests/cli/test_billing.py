@@ -385,3 +385,15 @@ def test_estimated_usage_is_charged_unless_you_say_no(cli: Cli) -> None:
 
     assert (row["cost"], row["charges"]) == ("10", {"USD": "0"})
     assert cli("plans", "estimated", "maybe").code == 2
+
+
+def test_values_of_a_meter_that_no_rate_is_about_are_charged_nothing_and_told(cli: Cli) -> None:
+    store([make_event(id="evt_1", meter="documnts", usage=Usage(units=7), customer="acme", model=None, provider=None)])
+    assert "documnts" not in cli("doctor", "--since", "2026-01-01").out  # nobody charges for anything here yet
+    assert cli("setup", "--markup", "30", "--since", "2026-01-01").code == 0
+
+    assert "charged nothing since" in (said := " ".join(cli("doctor", "--since", "2026-01-01").out.split()))
+    assert "7 of documnts: no rate of the customer's plan is about it" in said
+    assert "charged nothing: 7 units" in cli("usage", "--cost", "--meter", "all").err
+    assert json.loads(cli("usage", "--cost", "--meter", "all", "--json").out)["rows"][0]["uncovered"] == {"units": 7}
+    assert "charged nothing" not in cli("usage", "--cost").err

@@ -18,10 +18,6 @@ from token_meter.usage import TOKEN_TYPES
 Kind: TypeAlias = Literal["usage", "included", "minimum", "fee", "discount", "pack", "correction", "credit", "tax"]
 
 
-UNITS: Final = "units"
-"""The token type under which a meter of the operator's own counts."""
-
-
 _TYPE_ORDER: Final = {name: place for place, name in enumerate(TOKEN_TYPES)}
 
 

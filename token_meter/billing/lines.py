@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from token_meter.billing.cards import Rate, Tier
-from token_meter.billing.line import UNITS, Held, Line, Metered, Segment
+from token_meter.billing.line import Held, Line, Metered, Segment
 from token_meter.billing.meters import MeterDefinition
 from token_meter.billing.plan_lines import (
     allowance_of,
@@ -22,7 +22,7 @@ from token_meter.billing.plan_lines import (
     rate_minimum,
     unused_minimums,
 )
-from token_meter.ledger.tables import EVENTS
+from token_meter.ledger.tables import EVENTS, UNITS
 from token_meter.money import EXACT, plain
 
 

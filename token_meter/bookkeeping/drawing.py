@@ -27,14 +27,13 @@ from token_meter.billing.credit import (
     scope_of,
     taken_from,
 )
-from token_meter.billing.line import UNITS
 from token_meter.billing.plans import period_of
 from token_meter.bookkeeping.credit_rows import insert_grant, post, read_grants
 from token_meter.bookkeeping.notice_rows import note_recharge
 from token_meter.ledger.ratings import Read, read_ratings
 from token_meter.ledger.rows import EPOCH, HOUR, MICROSECOND, Measure
 from token_meter.ledger.store import Store
-from token_meter.ledger.tables import EVENTS, SERIES_COLUMNS, grants
+from token_meter.ledger.tables import EVENTS, SERIES_COLUMNS, UNITS, grants
 from token_meter.ledger.text import from_stored
 from token_meter.money import EXACT, ZERO
 

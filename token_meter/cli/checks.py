@@ -131,6 +131,7 @@ def _quality(facts: Facts) -> Iterator[Check]:
     )  # fmt: skip
     yield _anomalies(ledger)
     yield _pending(ledger, again)
+    yield from _uncovered(ledger, again)
     yield _book(ledger)
     if ledger.prices_held:
         yield Check(
@@ -163,6 +164,18 @@ def _pending(ledger: LedgerFacts, again: str) -> Check:
         f"{counted(ledger.pending, 'event')} without a price, or not rated yet: they are on no invoice",
         f"Which and why: token-meter usage --cost{again}; a price is given in a file of overrides: docs/prices.md",
     )
+
+
+def _uncovered(ledger: LedgerFacts, again: str) -> Iterator[Check]:
+    """A meter that is misspelt, or was forgotten in a plan, charges nothing: nobody would see it on an invoice."""
+    if ledger.uncovered:
+        told = ", ".join(f"{quantity:,} of {meter}" for meter, quantity in ledger.uncovered.items())
+        yield Check(
+            Level.NOTICE, "meters",
+            f"charged nothing since {ledger.since:%Y-%m-%d %H:%M}: {told}: no rate of the customer's plan is about it",
+            f"Give it a rate, or mend its name: token-meter plans list{again}; whose it is: token-meter usage --cost "
+            f"--meter all --by meter,customer{again}",
+        )  # fmt: skip
 
 
 def _conflicts(ledger: LedgerFacts) -> Check:

@@ -94,6 +94,12 @@ class CostReport:
             )
         if any(row.uncharged for row in self.rows):
             notes.append("some usage has no price of ours yet: see `token-meter plans list`")
+        uncovered = sum(sum(row.uncovered.values()) for row in self.rows)
+        if uncovered:
+            notes.append(
+                f"charged nothing: {uncovered:,} units of meters that no rate of the customer's plan is about "
+                "(--meter all --by meter,customer)"
+            )
         if any(row.by_period for row in self.rows):
             notes.append("some usage is charged by the total of its billing period: the charge is on the invoice")
         below = [", ".join(str(row.group[key]) for key in self.keys) for row in self.rows if row.below_cost]
@@ -165,6 +171,7 @@ def _document(row: CostRow) -> dict[str, Any]:
         "provisional": dict(row.provisional),
         "uncharged": dict(row.uncharged),
         "by_period": dict(row.by_period),
+        "uncovered": dict(row.uncovered),
         "reasons": row.reasons,
     }
 

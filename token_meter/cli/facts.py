@@ -45,6 +45,8 @@ class LedgerFacts:
     """Events without a price, or not rated yet."""
     prices_held: int = 0
     """Prices that wait for somebody to accept or reject them."""
+    uncovered: Mapping[str, int] = field(default_factory=dict)
+    """Values of meters that no rate is about, though there are plans."""
     prices_of: datetime | None = None
     """When the prices were last compiled or synced."""
 
@@ -126,6 +128,7 @@ def _ledger_facts(ledger: Ledger, since: datetime) -> LedgerFacts:
         conflicts=tuple(conflicts[:CONFLICTS_SHOWN_MAX]),
         pending=ledger.pending(),
         prices_held=_prices_held(ledger),
+        uncovered=_uncovered(ledger, since),
         prices_of=_prices_of(ledger),
     )
 
@@ -197,6 +200,16 @@ def _hook_trouble(sdk: Any) -> str | None:
     for patch in patches:
         patch.undo()
     return None
+
+
+def _uncovered(ledger: Ledger, since: datetime) -> dict[str, int]:
+    from token_meter.bookkeeping.plan_book import PlanBook
+    from token_meter.ledger import ANY
+
+    if not PlanBook(ledger).catalogue().plans:
+        return {}
+    rows = ledger.costs(by=("meter",), meter=ANY, since=since)
+    return {str(row.group["meter"]): sum(row.uncovered.values()) for row in rows if row.uncovered}
 
 
 def _prices_held(ledger: Ledger) -> int:

@@ -16,7 +16,7 @@ from token_meter.ledger.query import total_of
 from token_meter.ledger.rater import UNRATED
 from token_meter.ledger.ratings import Read, read_ratings
 from token_meter.ledger.store import Store
-from token_meter.ledger.tables import EVENTS
+from token_meter.ledger.tables import EVENTS, UNITS
 from token_meter.ledger.usage import RATING, covering, order_of, queries, shown, split
 from token_meter.ledger.values import Search
 from token_meter.money import EXACT, ZERO
@@ -71,7 +71,8 @@ class CostRow:
     """The usage, cost and charge of one group; `group` is as in a UsageRow.
 
     `cost` (USD) and `charges` (by currency) are exact and of what has a price; `unpriced` is usage without a provider's
-    price, `uncharged` usage for which our price is missing, `by_period` usage whose charge depends on the whole period.
+    price, `uncharged` usage for which our price is missing, `by_period` usage whose charge depends on the whole period,
+    `uncovered` values of meters that no rate of the customer's plan is about: nothing is charged for them.
     """
 
     group: Mapping[str, str | None]
@@ -131,6 +132,11 @@ class CostRow:
     def by_period(self) -> Usage:
         """What is charged by the total of a billing period."""
         return _usage(part for part in self.parts if part.rating.charge is None and "missing" not in part.said)
+
+    @property
+    def uncovered(self) -> Usage:
+        """What was counted by meters of the operator's own, and no rate of the customer's plan is about."""
+        return _usage(part for part in self.parts if part.name == UNITS and part.rating.number and not part.said)
 
     @property
     def provisional(self) -> Usage:

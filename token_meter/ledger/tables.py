@@ -51,6 +51,9 @@ OTHER: Final = "(other)"
 """Stands in rollups for the values beyond `DIMENSION_VALUES_MAX`. Events keep the true value, and usage by
 such a dimension is read from them, so that it stays exact."""
 
+UNITS: Final = "units"
+"""The token type under which a meter of the operator's own counts."""
+
 EVENTS: Final = "events"
 """The quantity under which rollups count events; no token type has this name."""
 
