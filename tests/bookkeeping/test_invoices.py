@@ -332,6 +332,25 @@ def test_currencies_do_not_mix(desk):
         draft(desk)
 
 
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"name": "docs", "aggregation": "max"}, "meter docs is a sum, and stays one"),
+        ({"name": "users", "aggregation": "unique", "of": "seat"}, "meter users is a unique of user, and stays one"),
+        ({"name": "api_calls", "aggregation": "count"}, "meter api_calls is a sum, and stays one"),
+    ],
+)
+def test_how_a_meter_counts_is_for_good(desk, other, told):
+    first = [{"name": "docs"}, {"name": "users", "aggregation": "unique", "of": "user"}]
+    desk.plans.keep(PlansFile.model_validate({"meters": first}))
+
+    with pytest.raises(InvalidPlan, match=told):
+        desk.plans.keep(PlansFile.model_validate({"meters": [other]}))
+    assert desk.plans.keep(PlansFile.model_validate({"meters": [{"name": "docs", "title": "Pages"}]})) == [
+        "meter docs@2"
+    ]
+
+
 def test_overlapping_subscriptions_are_refused(desk):
     desk.sell(fees=[{"title": "Fee", "amount": "1"}])
     desk.plans.subscribe("acme", "standard", start=NOVEMBER.start, stop=DECEMBER.start)

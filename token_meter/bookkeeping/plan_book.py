@@ -78,7 +78,8 @@ class PlanBook:
     def keep(self, file: PlansFile, *, effective_from: Moment = None) -> list[str]:
         """Keep what a file says: what is new or different becomes another version. The labels of those.
 
-        Raises InvalidPlan for a plan that names a card or a meter that is nowhere, or a card in another currency.
+        Raises InvalidPlan for a plan that names a card or a meter that is nowhere, or a card in another currency, and
+        for a meter that is there and would count in another way.
         """
         with self._ledger.closing() as (_, connection):
             before = read_catalogue(connection)
@@ -282,6 +283,7 @@ def _versions(rows: Sequence[Any], kind: type[Any]) -> list[Version[Any]]:
 def _check(file: PlansFile, before: Catalogue) -> None:
     """What plans and cards name must be there."""
     _check_card_currencies(file, before)
+    _check_meters(file, before)
     meters = meters_of([*before.meters.values(), *file.meters])
     cards = {name: versions[-1].content for name, versions in before.cards.items()}
     cards |= {card.name: card for card in file.rate_cards}
@@ -319,6 +321,18 @@ def _check_card_currencies(file: PlansFile, before: Catalogue) -> None:
                     f"rate card {card.name} would be in {card.currency}, and plan {name}, which uses it, is in "
                     f"{plan.currency}: give the plan in this file the same currency, or the card another name"
                 )
+
+
+def _check_meters(file: PlansFile, before: Catalogue) -> None:
+    """How a meter counts is for good: else what it came to in the past would change with it."""
+    for meter in file.meters:
+        kept = before.meters.get(meter.name)
+        if kept is not None and (kept.aggregation, kept.of) != (meter.aggregation, meter.of):
+            told = kept.aggregation if kept.of is None else f"{kept.aggregation} of {kept.of}"
+            raise InvalidPlan(
+                f"meter {meter.name} is a {told}, and stays one: what it came to before would change. Declare another "
+                "meter with another name"
+            )
 
 
 def _known_meter(name: str, meters: Mapping[str, MeterDefinition], where: str) -> None:
