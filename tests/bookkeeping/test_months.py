@@ -456,3 +456,64 @@ def test_a_minimum_is_due_also_where_nothing_was_used(desk):
     desk.plans.subscribe("acme", "standard", start=NOVEMBER.start)
 
     assert due(close(desk, NOVEMBER)[0]) == "5.00"
+
+
+def day(number):
+    return datetime(2026, 11, number, tzinfo=UTC)
+
+
+def charge_on(desk, *days):
+    """What a call of ten dollars is charged on these days of November."""
+    desk.ledger.record([ten(100 + number, time=day(number)) for number in days])
+    rows = desk.ledger.costs(by=(), bucket="day", since=NOVEMBER.start, until=NOVEMBER.stop)
+    return [f"{row.charge.normalize():f}" for row in rows]
+
+
+@pytest.mark.parametrize("recorded_first", [True, False])
+def test_what_is_dated_back_holds_in_place_of_what_began_since(desk, recorded_first):
+    if recorded_first:
+        desk.ledger.record([ten(100 + number, time=day(number)) for number in (5, 15, 25)])
+    desk.at = day(10)
+    desk.sell(since=day(10), rates=[{"cost_plus": {"multiplier": "2"}}])
+    desk.at = day(20)
+    desk.sell(since=day(1), rates=[{"cost_plus": {"multiplier": "3"}}])
+
+    assert charge_on(desk, 5, 15, 25) == ["30", "30", "30"]
+
+
+def test_what_is_still_to_come_comes(desk):
+    desk.at = day(10)
+    desk.sell(since=day(24), rates=[{"cost_plus": {"multiplier": "2"}}])
+    desk.at = day(20)
+    desk.sell(since=day(1), rates=[{"cost_plus": {"multiplier": "3"}}])
+
+    assert charge_on(desk, 5, 15, 25) == ["30", "30", "20"]
+    assert desk.plans.keep(PlansFile.model_validate({"plans": [standard("3")]}), effective_from=day(2)) == []
+
+
+def test_what_is_outlived_is_kept_for_those_who_are_pinned_to_it(desk):
+    desk.at = day(10)
+    desk.sell(since=day(10), rates=[{"cost_plus": {"multiplier": "2"}}])
+    desk.plans.subscribe("acme", "standard@1", start=day(1))
+    desk.at = day(20)
+    desk.sell(since=day(1), rates=[{"cost_plus": {"multiplier": "3"}}])
+
+    assert charge_on(desk, 5, 15) == ["20", "20"]
+
+
+@pytest.mark.parametrize(("said", "waived"), [((True, 20), []), ((False, 8), [15, 25])])
+def test_whether_estimates_are_billed_is_dated_back_too(desk, said, waived):
+    desk.sell(rates=AT_COST)
+    desk.at = day(12)
+    desk.plans.set_bill_estimated(False, effective_from=day(12))
+    desk.at = day(26)
+    desk.plans.set_bill_estimated(True, effective_from=day(10))
+    desk.plans.set_bill_estimated(said[0], effective_from=day(said[1]))
+
+    desk.ledger.record([ten(number, time=day(number), status="estimated") for number in (5, 15, 25)])
+    rows = desk.ledger.costs(by=(), bucket="day", since=NOVEMBER.start, until=NOVEMBER.stop)
+    assert [number for number, row in zip((5, 15, 25), rows, strict=True) if not row.charge] == waived
+
+
+def standard(multiplier):
+    return {"name": "standard", "rates": [{"cost_plus": {"multiplier": multiplier}}]}

@@ -21,16 +21,34 @@ LATEST: Final = datetime.max.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Version(Generic[Kept]):
-    """One version of a rate card or plan; it holds from a moment on, until the next does."""
+    """One version of a rate card or plan; it holds from a moment on, until the next does.
+
+    `outlived`: it does not hold any more, because a later version was dated back to before it; who is pinned to it
+    keeps it.
+    """
 
     number: int
     effective_from: datetime
     content: Kept
+    outlived: bool = False
 
     @property
     def label(self) -> str:
         """`standard@2`."""
         return f"{self.content.name}@{self.number}"
+
+
+def outlived(dates: Sequence[tuple[int, int]]) -> list[bool]:
+    """Of statements in the order in which they were recorded, each with (since when it holds, when it was recorded):
+    whether a later one took its place.
+
+    What is said later holds from its date on, also in place of what began to hold between that date and then. What was
+    still to come by then comes.
+    """
+    return [
+        any(since <= mine <= recorded for since, recorded in dates[place + 1 :])
+        for place, (mine, _) in enumerate(dates)
+    ]
 
 
 class Chosen(NamedTuple):
@@ -129,10 +147,10 @@ def _version(versions: Sequence[Version[Kept]], moment: datetime, number: int | 
     """The version with this number, or the one in force; before the first of them the first."""
     if number is not None:
         return next((each for each in versions if each.number == number), None)
-    in_force = [each for each in versions if each.effective_from <= moment]
+    in_force = [each for each in versions if each.effective_from <= moment and not each.outlived]
     if in_force:
         return max(in_force, key=lambda each: (each.effective_from, each.number))
-    return versions[0] if versions else None
+    return min(versions, key=lambda each: (each.outlived, each.effective_from), default=None)
 
 
 AT_COST: Final = Version(1, EARLIEST, at_cost())

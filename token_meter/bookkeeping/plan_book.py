@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, select
 
 from token_meter.billing.cards import RateCard
-from token_meter.billing.catalogue import Catalogue, Chosen, Version
+from token_meter.billing.catalogue import Catalogue, Chosen, Version, outlived
 from token_meter.billing.credit import Pack
 from token_meter.billing.fields import document
 from token_meter.billing.meters import MeterDefinition, meters_of
@@ -100,13 +100,20 @@ class PlanBook:
 
     def _keep(self, connection: Connection, kind: str, name: str, content: BaseModel, moment: datetime) -> str | None:
         mine = (catalogue.c.kind == kind) & (catalogue.c.name == to_stored(name))
-        last = connection.execute(select(catalogue).where(mine).order_by(catalogue.c.number.desc()).limit(1)).first()
+        rows = connection.execute(select(catalogue).where(mine).order_by(catalogue.c.number)).all()
         text = json.dumps(document(content), sort_keys=True)
-        if last is not None and last.document == text and last.effective <= _micros(moment):
+        if self._is_so(rows, text, _micros(moment)):
             return None
-        number = last.number + 1 if last is not None else 1
+        number = rows[-1].number + 1 if rows else 1
         self._insert(connection, kind, name, number, moment, text)
         return f"{KINDS[kind]} {name}@{number}"
+
+    def _is_so(self, rows: Sequence[Any], text: str, moment: int) -> bool:
+        """Whether what holds from this moment on until now says the same."""
+        standing = [row for row, gone in zip(rows, _outlived(rows), strict=True) if not gone]
+        before = max((row for row in standing if row.effective <= moment), key=_effective, default=None)
+        since = [row for row in standing if moment < row.effective <= self._now() * 1_000_000]
+        return before is not None and all(row.document == text for row in (before, *since))
 
     def _insert(self, connection: Connection, kind: str, name: str, number: int, moment: datetime, text: str) -> None:
         row = {
@@ -122,9 +129,8 @@ class PlanBook:
             moment = self._moment(effective_from)
             if plan is not None:
                 _known_plan(known, plan, moment)
-            if known.default_at(moment) == plan and not [
-                each for each in known.defaults if each.effective_from > moment
-            ]:
+            since = [each.plan for each in known.defaults if each.effective_from > moment]
+            if {known.default_at(moment), *since} == {plan}:
                 return
             self._set(connection, DEFAULT_PLAN, {"plan": plan}, moment)
         self._rate(moment, f"default plan {plan}")
@@ -137,7 +143,8 @@ class PlanBook:
         self._rate(moment, f"estimated usage is {'' if wanted else 'not '}charged")
 
     def _set(self, connection: Connection, name: str, content: Mapping[str, Any], moment: datetime) -> None:
-        write_setting(connection, name, dict(content), moment=_micros(moment))
+        now = _micros(self._moment(None))
+        write_setting(connection, name, dict(content), moment=now, effective=_micros(moment))
         touch(connection)
 
     # Subscriptions
@@ -247,9 +254,8 @@ def read_catalogue(connection: Connection) -> Catalogue:
     for row in connection.execute(select(catalogue).where(mine).order_by(catalogue.c.number)):
         kinds.setdefault(row.kind, {}).setdefault(from_stored(row.name), []).append(row)
     meters = [MeterDefinition.model_validate(json.loads(rows[-1].document)) for rows in kinds[METER].values()]
-    chosen = [
-        Chosen(_time(row.effective), json.loads(row.document)["plan"]) for row in kinds[SETTING].get(DEFAULT_PLAN, ())
-    ]
+    defaults = _settings(kinds[SETTING].get(DEFAULT_PLAN, ()), "plan")
+    estimated = _settings(kinds[SETTING].get(BILL_ESTIMATED, ()), "wanted")
     by_customer: dict[tuple[str, str], list[Subscription]] = {}
     for made in read_subscriptions(connection):
         by_customer.setdefault((made.mode, made.customer), []).append(made)
@@ -258,10 +264,8 @@ def read_catalogue(connection: Connection) -> Catalogue:
         plans={name: _versions(rows, Plan) for name, rows in kinds[PLAN].items()},
         meters=meters_of(meters),
         subscriptions=by_customer,
-        defaults=sorted(chosen, key=lambda each: each.effective_from),
-        estimated=[
-            (_time(row.effective), json.loads(row.document)["wanted"]) for row in kinds[SETTING].get(BILL_ESTIMATED, ())
-        ],
+        defaults=[Chosen(*each) for each in defaults],
+        estimated=estimated,
     )
 
 
@@ -277,7 +281,24 @@ def touch(connection: Connection) -> None:
 
 
 def _versions(rows: Sequence[Any], kind: type[Any]) -> list[Version[Any]]:
-    return [Version(row.number, _time(row.effective), kind.model_validate(json.loads(row.document))) for row in rows]
+    return [
+        Version(row.number, _time(row.effective), kind.model_validate(json.loads(row.document)), gone)
+        for row, gone in zip(rows, _outlived(rows), strict=True)
+    ]
+
+
+def _settings(rows: Sequence[Any], name: str) -> list[tuple[datetime, Any]]:
+    """What a setting says from when on, the earliest first."""
+    standing = [row for row, gone in zip(rows, _outlived(rows), strict=True) if not gone]
+    return [(_time(row.effective), json.loads(row.document)[name]) for row in sorted(standing, key=_effective)]
+
+
+def _effective(row: Any) -> int:
+    return int(row.effective)
+
+
+def _outlived(rows: Sequence[Any]) -> list[bool]:
+    return outlived([(row.effective, row.recorded) for row in rows])
 
 
 def _check(file: PlansFile, before: Catalogue) -> None:

@@ -19,12 +19,14 @@ def read_setting(connection: Connection, name: str) -> Any:
     return None if row is None else json.loads(row.document)
 
 
-def write_setting(connection: Connection, name: str, content: Any, *, moment: int) -> None:
-    """Another version of a setting."""
+def write_setting(
+    connection: Connection, name: str, content: Any, *, moment: int, effective: int | None = None
+) -> None:
+    """Another version of a setting, recorded at this moment; it holds from then on, or from another one."""
     mine = (catalogue.c.kind == SETTING) & (catalogue.c.name == name)
     number = connection.execute(select(func.max(catalogue.c.number)).where(mine)).scalar() or 0
     row = {
-        "kind": SETTING, "name": name, "number": number + 1, "effective": moment, "recorded": moment,
-        "document": json.dumps(content, sort_keys=True),
+        "kind": SETTING, "name": name, "number": number + 1, "recorded": moment,
+        "effective": moment if effective is None else effective, "document": json.dumps(content, sort_keys=True),
     }  # fmt: skip
     connection.execute(catalogue.insert(), row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -114,11 +114,15 @@ def show_plan(plan: PlanArgument, ledger: options.LedgerOption = None, json: opt
     import yaml
 
     now = datetime.now(UTC)
-    for kind, mine in (("plans", catalogue.plans.get(name, ())), ("rate_cards", catalogue.cards.get(name, ()))):
+    kinds: tuple[tuple[str, Sequence[Any], Callable[..., Any]], ...] = (
+        ("plans", catalogue.plans.get(name, ()), catalogue.plan_at),
+        ("rate_cards", catalogue.cards.get(name, ()), catalogue.card_at),
+    )
+    for kind, mine, in_force in kinds:
         chosen = [each for each in mine if each in wanted]
         if not chosen:
             continue
-        each = next((each for each in reversed(chosen) if each.effective_from <= now), chosen[-1])
+        each = chosen[-1] if number else (in_force(name, now) or chosen[-1])
         write(f"# {each.label}, from {each.effective_from:%Y-%m-%d %H:%M} UTC on; versions: {_numbers(mine)}\n")
         write(yaml.safe_dump({kind: [document(each.content)]}, sort_keys=False, allow_unicode=True))
 

@@ -59,7 +59,8 @@ def setup(
     place = find(ledger, journal)
     with rated(place, make=True) as opened:
         book = PlanBook(opened)
-        charged = Charged(markup, api_call, monthly_fee, currency).over(_before(book.catalogue()))
+        before, now = book.catalogue(), datetime.now(UTC)
+        charged = Charged(markup, api_call, monthly_fee, currency).over(_before(before, moment or now))
         changed = book.keep(read_plans(_document(charged)), effective_from=moment)
         book.set_default(STANDARD, effective_from=moment)
         used_before = since is None and bool(opened.usage(by=(), mode="live"))
@@ -72,6 +73,8 @@ def setup(
             note("what was used before keeps its price; to charge it like this, too, say --since with a date")
     else:
         write(f"{_told(charged)}: it was so already\n")
+    for each in _to_come(before, max(moment or now, now)):
+        note(f"what was set up for {each:%Y-%m-%d} on holds from then on, as it was said")
     note(f"see what that means: token-meter usage --cost{place.again}, token-meter invoice show CUSTOMER{place.again}")
 
 
@@ -88,16 +91,16 @@ class Charged(NamedTuple):
         return Charged(*(old if new is None else new for new, old in zip(self, before, strict=True)))
 
 
-def _before(catalogue: Catalogue) -> Charged:
-    """What was set up before. Failure if the rate card or the plan has become something else meanwhile."""
+def _before(catalogue: Catalogue, moment: datetime) -> Charged:
+    """What holds at this moment. Failure if the rate card or the plan has become something else meanwhile."""
     from token_meter.billing.fields import document
     from token_meter.bookkeeping.plan_files import read_plans
     from token_meter.money import plain
 
-    cards, plans = catalogue.cards.get(STANDARD, ()), catalogue.plans.get(STANDARD, ())
-    if not cards or not plans:
+    kept_card, kept_plan = catalogue.card_at(STANDARD, moment), catalogue.plan_at(STANDARD, moment)
+    if kept_card is None or kept_plan is None:
         return Charged()
-    card, plan = cards[-1].content, plans[-1].content
+    card, plan = kept_card.content, kept_plan.content
     found = Charged(currency=card.currency)
     for rate in card.rates:
         if rate.cost_plus is not None and rate.meter == "llm_tokens":
@@ -114,6 +117,13 @@ def _before(catalogue: Catalogue) -> Charged:
             f"(`token-meter plans show {STANDARD}`, `token-meter plans apply FILE`)"
         )
     return found
+
+
+def _to_come(catalogue: Catalogue, after: datetime) -> list[datetime]:
+    """When something that was set up before will begin to hold, after this moment."""
+    dates = {each.effective_from for each in catalogue.cards.get(STANDARD, ())}
+    dates |= {each.effective_from for each in catalogue.plans.get(STANDARD, ())}
+    return sorted(each for each in dates if each > after)
 
 
 def _document(charged: Charged) -> dict[str, Any]:
