@@ -19,7 +19,7 @@ from token_meter.billing.correction import Correction, corrections_to
 from token_meter.billing.credit import burn_order
 from token_meter.billing.credit_line import Credit, credit_told
 from token_meter.billing.invoice import Bought, Invoice, draw_up
-from token_meter.billing.line import Segment
+from token_meter.billing.line import Line, Segment
 from token_meter.billing.lines import lines_of
 from token_meter.billing.plans import Period
 from token_meter.bookkeeping.credit_rows import bought_in, settle
@@ -37,7 +37,7 @@ from token_meter.bookkeeping.invoice_rows import (
 )
 from token_meter.bookkeeping.page import Page
 from token_meter.bookkeeping.plan_book import read_catalogue
-from token_meter.bookkeeping.segments import Billing, billings, segments_of, terms_text
+from token_meter.bookkeeping.segments import Billing, billings, has_fixed_charges, segments_of, terms_text
 from token_meter.bookkeeping.settings import read_setting
 from token_meter.ledger.rows import MICROSECOND
 from token_meter.ledger.store import Store
@@ -46,6 +46,9 @@ from token_meter.money import EXACT, ZERO, plain, total
 
 if TYPE_CHECKING:
     pass
+
+BEHIND: Final = timedelta(days=93)
+"""So far back a run looks for periods that are on no invoice; usage that came late is looked for however old it is."""
 
 SELLER: Final = "seller"
 """The setting that says who sells."""
@@ -60,13 +63,15 @@ class Ran(NamedTuple):
     empty: int
     failed: dict[str, str]
     behind: dict[str, str]
-    """Who has usage in an earlier time that is on no invoice: a customer whom an event was given to later, say."""
+    """For whom an earlier month comes to something that is on no invoice: nobody ran that month, or an event was given
+    to them later. By customer, the month to run."""
 
 
 class InvoiceDesk:
     """Draws up invoices of a page of customers inside one transaction."""
 
     def __init__(self, store: Store, connection: Connection, mode: str, names: Sequence[str]) -> None:
+        self._store = store
         self._connection = connection
         self._mode = mode
         self._page = Page(store, connection, mode, names)
@@ -123,26 +128,34 @@ class InvoiceDesk:
                 ran = ran._replace(there=ran.there + 1)
                 continue
             invoice, inputs = self._draw_up(billing, customer)
-            if invoice.lines and not self._is_stranger(customer, billing, invoice):
+            if invoice.lines and not self._is_stranger(customer, billing, invoice.lines):
                 ran.written.append(self._keep(invoice, inputs, billing, now))
             else:
                 ran = ran._replace(empty=ran.empty + 1)
         return ran
 
-    def _is_stranger(self, customer: str, billing: Billing, invoice: Invoice) -> bool:
+    def _is_stranger(self, customer: str, billing: Billing, lines: Sequence[Line]) -> bool:
         """Who was not there yet, and used nothing, owes no fee of the plan that everybody is on."""
-        if billing.parts[-1].terms.subscription is not None or any(line.kind != "fee" for line in invoice.lines):
+        if billing.parts[-1].terms.subscription is not None or any(line.kind != "fee" for line in lines):
             return False
         since = self._page.buyer(customer).since
         return since is not None and since >= billing.period.stop
 
     def _behind(self, customer: str, within: Period) -> str | None:
-        """A month before this span that has late usage of a customer and no final invoice of theirs."""
-        final = [kept.invoice.period for kept in self._final(customer)]
-        for moment in self._page.late(customer, 0, self._late_seen):
-            if moment < within.start and not any(_floor(each.start) <= moment < each.stop for each in final):
-                return f"{moment:%Y-%m}"
+        """The first month before this span with a billing period that comes to something and has no final invoice."""
+        late = [moment for moment in self._page.late(customer, 0, self._late_seen) if moment < within.start]
+        for billing in self._billings(customer, Period(min([within.start - BEHIND, *late]), within.start)):
+            if self.final_of(customer, billing.period) is None and self._is_owed(customer, billing):
+                return f"{billing.period.stop - MICROSECOND:%Y-%m}"
         return None
+
+    def _is_owed(self, customer: str, billing: Billing) -> bool:
+        """Whether a period comes to something. Most are answered without a look at the sums."""
+        if not has_fixed_charges(billing) and not self._page.has_events(customer, billing.period):
+            return False
+        alone = Page(self._store, self._connection, self._mode, [customer])
+        lines, _ = lines_of(self._segments(billing, customer, alone), self.catalogue.meters)
+        return bool(lines) and not self._is_stranger(customer, billing, lines)
 
     def finalise(self, billing: Billing, customer: str, now: datetime) -> Invoice | None:
         """Make the invoice of a period final; None if there is nothing on it."""
@@ -236,8 +249,8 @@ class InvoiceDesk:
                 numbers = ", ".join(str(kept.invoice.number) for kept in notes)
                 yield f"{numbers}: {abs(amount):f} {notes[0].invoice.currency} of {each.invoice} was taken back besides"
 
-    def _segments(self, billing: Billing, customer: str) -> list[Segment]:
-        page = self._page
+    def _segments(self, billing: Billing, customer: str, page: Page | None = None) -> list[Segment]:
+        page = page or self._page
         return segments_of(self.catalogue, billing, partial(page.metered, customer), partial(page.aggregates, customer))
 
     def _final(self, customer: str) -> list[Kept]:

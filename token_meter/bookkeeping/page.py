@@ -23,7 +23,7 @@ from token_meter.ledger.periods import time_zone_of
 from token_meter.ledger.ratings import Read
 from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.ledger.store import Store
-from token_meter.ledger.tables import customers, entries, grants, invoices, late
+from token_meter.ledger.tables import customers, entries, events, grants, invoices, late
 from token_meter.ledger.text import from_stored, to_stored
 from token_meter.ledger.values import ANY, Filters, Search
 from token_meter.money import EXACT, total
@@ -66,6 +66,12 @@ class Page:
                 for part in row.parts
             ]
         return found
+
+    def has_events(self, customer: str, span: Period) -> bool:
+        """Whether anything of a customer happened in a span."""
+        mine = (events.c.customer == to_stored(customer)) & (events.c.mode == self.mode)
+        inside = (events.c.time >= micros(span.start)) & (events.c.time < micros(span.stop))
+        return self.connection.execute(select(events.c.id).where(mine, inside).limit(1)).first() is not None
 
     def aggregates(self, customer: str, span: Period, meters: Sequence[MeterDefinition]) -> dict[str, int]:
         """What these meters come to in a span that no sum tells."""

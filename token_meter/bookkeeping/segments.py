@@ -44,6 +44,17 @@ class Billing:
         return last.content if last is not None else None
 
 
+def has_fixed_charges(billing: Billing) -> bool:
+    """Whether a period comes to something also without usage."""
+    for part in billing.parts:
+        plan = part.terms.plan.content if part.terms.plan is not None else None
+        if plan is not None and (plan.fees or plan.minimum is not None):
+            return True
+        if any(rate.minimum is not None for card in part.terms.cards for rate in card.content.rates):
+            return True
+    return False
+
+
 def terms_text(billing: Billing) -> str:
     """Which versions of which plans and cards hold in which parts of a period: versions never change."""
     parts = [

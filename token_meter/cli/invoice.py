@@ -118,8 +118,9 @@ def run(
     if held:
         numbers = ", ".join(str(each.number) for each in held[:5])
         note(f"{counted(len(held), 'invoice')} leave usage without a price for later: {numbers}")
-    for customer, month in ran.behind.items():
-        note(f"{customer} has usage in {month} that is on no invoice: token-meter invoice run --period {month}")
+    for month, customers in _by_month(ran.behind).items():
+        whose = ", ".join(customers[:5]) + (f" and {len(customers) - 5:,} more" if len(customers) > 5 else "")
+        note(f"{month} is on no invoice of {whose}: token-meter invoice run --period {month}")
     for problem in ran.failed.values():
         note(problem)
     _fail(ran.failed)
@@ -283,6 +284,14 @@ def _zone_of(ledger: Any, customer: str, mode: Any) -> tzinfo:
 
     known = CustomerBook(ledger).get(customer, mode=mode)
     return read_zone(known.time_zone) if known is not None and known.time_zone else UTC
+
+
+def _by_month(behind: Mapping[str, str]) -> dict[str, list[str]]:
+    """Customers by the month that has to be run for them."""
+    found: dict[str, list[str]] = {}
+    for customer, month in sorted(behind.items(), key=lambda each: (each[1], each[0])):
+        found.setdefault(month, []).append(customer)
+    return found
 
 
 def _fail(failed: Mapping[str, object]) -> None:

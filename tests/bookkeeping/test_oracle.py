@@ -1,0 +1,257 @@
+"""Invoices and their corrections against a second, plain way of working them out (oracle.py)."""
+
+from __future__ import annotations
+
+import os
+import random
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal
+from fractions import Fraction
+
+import pytest
+
+from tests.bookkeeping.conftest import DECEMBER, LONG_AGO, NOVEMBER, OCTOBER, Desk
+from tests.bookkeeping.oracle import MODELS, TYPES, Used, World, fractions
+from token_meter.billing.plans import Period, PlansFile
+from token_meter.bookkeeping.event_corrections import reassigning, record_all, voiding
+from token_meter.bookkeeping.plan_files import read_period
+from token_meter.bookkeeping.rater import LedgerRater
+from token_meter.bookkeeping.verification import verify
+from token_meter.event import MeterEvent
+from token_meter.ledger import Ledger
+from token_meter.usage import Usage
+
+SEEDS = int(os.environ.get("TOKEN_METER_ORACLE_SEEDS", "25"))
+FIRST = int(os.environ.get("TOKEN_METER_ORACLE_FIRST", "0"))
+MONTHS = (OCTOBER, NOVEMBER, DECEMBER)
+CHANGE = datetime(2026, 11, 11, 7, tzinfo=UTC)
+
+
+def some_amount(chosen, most=50):
+    return Decimal(chosen.randrange(1, most * 1000)) / 1000
+
+
+def some_tiers(chosen):
+    ends = sorted(chosen.sample(range(1, 40), k=chosen.randrange(0, 3)))
+    return [
+        *({"up_to": end, "price": some_amount(chosen, 2), "flat": some_amount(chosen, 2)} for end in ends),
+        {"price": some_amount(chosen, 2)},
+    ]
+
+
+def some_token_rates(chosen, steady):
+    """Rates that are about all tokens."""
+    way = chosen.choice(["cost_plus", "matrix", "per_unit", "where", "package"])
+    if way == "cost_plus" and not steady:
+        overrides = [
+            {name: value for name, value in (("model", chosen.choice(MODELS)), ("token_type", chosen.choice(TYPES)))
+             if chosen.random() < 0.7} | {"multiplier": some_amount(chosen, 3)}
+            for _ in range(chosen.randrange(0, 3))
+        ]  # fmt: skip
+        return [{"cost_plus": {"multiplier": some_amount(chosen, 3)}, "overrides": overrides}]
+    if way == "matrix":
+        rows = [
+            {"model": model, "token_type": kind, "price": some_amount(chosen)} for model in MODELS for kind in TYPES
+        ]
+        return [{"matrix": rows, "per": 1000}]
+    if way == "where":
+        return [
+            {"where": {"model": "model-a", "token_type": "output"}, "per_unit": some_amount(chosen), "per": 1_000_000},
+            {"where": {"model": "model-a"}, "volume": some_tiers(chosen)},
+            {"per_unit": some_amount(chosen), "per": 1000, "minimum": some_amount(chosen)},
+        ]
+    if way == "package":
+        return [{"package": {"size": chosen.randrange(1, 5000), "price": some_amount(chosen)}}]
+    return [{"per_unit": some_amount(chosen), "per": 1000}]
+
+
+def some_plan(chosen, name, steady):
+    rates = some_token_rates(chosen, steady)
+    if chosen.random() < 0.7:
+        way = chosen.choice(["per_unit", "graduated", "volume", "package", "flat"])
+        rates.append({"meter": "api_calls"} | some_way(chosen, way))
+    if chosen.random() < 0.7:
+        way = chosen.choice(["per_unit", "graduated", "volume", "package", "flat"])
+        rates.append({"meter": "docs"} | some_way(chosen, way))
+    plan = {"name": name, "rates": rates}
+    if chosen.random() < 0.6:
+        plan["fees"] = [
+            {"title": f"Fee {number}", "amount": some_amount(chosen), "prorate": chosen.random() < 0.6}
+            for number in range(chosen.randrange(1, 3))
+        ]
+    if chosen.random() < 0.5:
+        plan["discounts"] = [
+            {"percent": Decimal(chosen.randrange(1, 80)), "on": chosen.choice(["usage", "fees", "all"])}
+            for _ in range(chosen.randrange(1, 3))
+        ]
+    if chosen.random() < 0.3:
+        plan["minimum"] = some_amount(chosen)
+    if chosen.random() < 0.5:
+        plan["included"] = some_included(chosen, steady)
+    return plan
+
+
+def some_included(chosen, steady):
+    found = []
+    if steady and chosen.random() < 0.7:
+        where = {"token_type": chosen.choice(TYPES)} if chosen.random() < 0.3 else {}
+        found.append({"quantity": chosen.randrange(1, 20_000)} | ({"where": where} if where else {}))
+    if chosen.random() < 0.5:
+        found.append({"meter": chosen.choice(["docs", "api_calls"]), "quantity": chosen.randrange(1, 30)})
+    if chosen.random() < 0.5:
+        found.append({"amount": some_amount(chosen)})
+    return found
+
+
+def some_way(chosen, way):
+    minimum = {"minimum": some_amount(chosen)} if chosen.random() < 0.3 else {}
+    return (
+        minimum
+        | {
+            "per_unit": {"per_unit": some_amount(chosen, 2)},
+            "graduated": {"graduated": some_tiers(chosen)},
+            "volume": {"volume": some_tiers(chosen)},
+            "package": {"package": {"size": chosen.randrange(1, 9), "price": some_amount(chosen)}},
+            "flat": {"flat": some_amount(chosen)},
+        }[way]
+    )
+
+
+def some_prices(chosen):
+    return {(model, kind): some_amount(chosen) / 1_000_000 for model in MODELS for kind in TYPES}
+
+
+def some_moment(chosen, period):
+    """Anywhere in a period; now and then just at its edges."""
+    edges = (period.start, period.stop - timedelta(microseconds=1), CHANGE)
+    inside = [each for each in edges if period.start <= each < period.stop]
+    if chosen.random() < 0.2:
+        return chosen.choice(inside)
+    return period.start + timedelta(microseconds=chosen.randrange((period.stop - period.start) // timedelta.resolution))
+
+
+def some_event(chosen, number, period):
+    """An event of a period, for the ledger and for the oracle."""
+    at = some_moment(chosen, period)
+    kind = chosen.choice(["call", "call", "call", "by hand", "docs", "api_calls"])
+    model = chosen.choice(MODELS)
+    if kind in ("docs", "api_calls"):
+        value = chosen.randrange(0, 20)
+        used = Used(at, kind, None, {"units": value})
+        made = {"meter": kind, "usage": Usage(units=value)}
+    else:
+        quantities = {each: chosen.randrange(1, 5000) for each in TYPES if chosen.random() < 0.8}
+        used = Used(at, "llm_tokens", model, quantities, call=kind == "call")
+        made = {"usage": Usage(**quantities), "provider": "house", "publisher": "house", "model": model}
+        made |= {"operation": "chat"} if kind == "call" else {}
+    return used, MeterEvent(id=f"evt_{number}", time=at, customer="acme", **made)
+
+
+def overrides_of(prices):
+    rows = [
+        {"provider": "house", "model": model, "effective_from": f"{since:%Y-%m-%dT%H:%M:%SZ}",
+         "prices": {kind: str(table[model, kind] * 1_000_000) for kind in TYPES}}
+        for since, table in prices for model in MODELS
+    ]  # fmt: skip
+    return {"models": rows}
+
+
+class Scene:
+    """A random world, played month by month: usage, invoices, then what comes late, is voided or given away."""
+
+    def __init__(self, seed, path):
+        self.chosen = random.Random(seed)
+        steady = self.chosen.random() < 0.5
+        self.prices = [(LONG_AGO, some_prices(self.chosen))]
+        if not steady:
+            self.prices.append((CHANGE, some_prices(self.chosen)))
+        self.plans = {name: some_plan(self.chosen, name, steady) for name in ("one", "two")}
+        self.on = [(LONG_AGO, "one")]
+        if self.chosen.random() < 0.5:
+            self.on.append((some_moment(self.chosen, NOVEMBER), "two"))
+        self.used: dict[str, Used] = {}
+        self.ledger = Ledger(path, rater=LedgerRater(overrides_of(self.prices)))
+        self.desk = Desk(self.ledger)
+        file = {"meters": [{"name": "docs"}], "plans": list(self.plans.values())}
+        self.desk.plans.keep(PlansFile.model_validate(file), effective_from=LONG_AGO)
+        for start, plan in self.on:
+            self.desk.plans.subscribe("acme", plan, start=start)
+
+    def play(self):
+        number = 0
+        for month in MONTHS:
+            batch = []
+            for _ in range(self.chosen.randrange(0, 12)):
+                number += 1
+                # Some of it belongs to a month that is closed already.
+                period = self.chosen.choice([each for each in MONTHS if each.start <= month.start])
+                used, event = some_event(self.chosen, number, period)
+                self.used[event.id] = used
+                batch.append(event)
+            self._record(batch)
+            self._correct()
+            self.desk.at = month.stop + timedelta(hours=1)
+            self.run(month)
+
+    def run(self, month):
+        """Run a month, and first those that it says are behind."""
+        while behind := self.desk.invoices.run(month).behind:
+            for each in behind.values():
+                self.desk.invoices.run(read_period(each))
+
+    def _record(self, batch):
+        """In any order, in pieces, some of it twice."""
+        events = batch + self.chosen.sample(batch, k=len(batch) // 3)
+        self.chosen.shuffle(events)
+        while events:
+            size = self.chosen.randrange(1, 6)
+            self.ledger.record(events[:size])
+            events = events[size:]
+
+    def _correct(self):
+        for id in self.chosen.sample(sorted(self.used), k=min(len(self.used), self.chosen.randrange(0, 3))):
+            del self.used[id]
+            now = self.desk.at
+            if self.chosen.random() < 0.5:
+                made = [voiding(self.ledger, id, reason="a test", now=now)]
+            else:
+                made = reassigning(self.ledger, id, "globex", reason="a test", now=now)
+            record_all(made, lambda event: self.ledger.record([event]))
+
+    def world(self):
+        return World(self.prices, fractions(self.plans), self.on, list(self.used.values()))
+
+
+def exact_of(kept, month):
+    """What all invoices together say about a month: its own lines, and corrections of them."""
+    lines = [line for each in kept for line in each.invoice.lines]
+    mine = [line for line in lines if month.start <= line.service.start and line.service.stop <= month.stop]
+    return sum((Fraction(line.exact) for line in mine), Fraction(0))
+
+
+@pytest.fixture
+def scene(seed, tmp_path):
+    made = Scene(seed, tmp_path / "usage.db")
+    with made.ledger:
+        yield made
+
+
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + SEEDS))
+def test_invoices_come_to_what_the_oracle_says(scene):
+    scene.play()
+    # A last run brings what came late in December.
+    after = Period(DECEMBER.stop, datetime(2027, 2, 1, tzinfo=UTC))
+    scene.desk.at = after.stop + timedelta(hours=1)
+    scene.run(after)
+
+    kept = scene.desk.invoices.list(customer="acme")
+    world = scene.world()
+    for month in MONTHS:
+        want, got = world.month(month.start, month.stop), exact_of(kept, month)
+        assert abs(want - got) < Fraction(1, 10**20), (month, float(want), float(got))
+    for each in kept:
+        invoice = each.invoice
+        exact = sum((line.exact for line in invoice.lines), Decimal(0))
+        assert invoice.total == exact.quantize(Decimal("0.01"), ROUND_HALF_EVEN)
+        assert sum((line.amount for line in invoice.lines), Decimal(0)) == invoice.total
+        verify(scene.ledger, str(invoice.number))
