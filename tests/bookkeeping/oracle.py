@@ -7,7 +7,7 @@ kept, no corrections. It is given everything that ever happened, and answers wha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -31,13 +31,14 @@ class Used:
 
 @dataclass(frozen=True)
 class World:
-    """Prices per token, plans as documents, and who is on which: (start, plan), each until the next."""
+    """Prices per token, plans as documents, who is on which: (start, plan), each until the next; and the rates of the
+    card that all of them have besides their own: (start, rates), each until the next."""
 
     prices: Sequence[tuple[datetime, Mapping[tuple[str, str], Decimal]]]
     plans: Mapping[str, Mapping[str, Any]]
     on: Sequence[tuple[datetime, str]]
-    used: Sequence[Used] = ()
-    meters: Sequence[str] = field(default=("docs",))
+    used: Sequence[Used]
+    card: Sequence[tuple[datetime, Sequence[Mapping[str, Any]]]] = ()
 
     def month(self, start: datetime, stop: datetime) -> Fraction:
         """What a calendar month comes to, exact, before credit and tax."""
@@ -60,8 +61,7 @@ class World:
         share = Fraction((stop - start) // _TICK, (month_stop - month_start) // _TICK)
         left = [ceil(share * each["quantity"]) for each in plan.get("included", ()) if "quantity" in each]
         usage = Fraction(0)
-        for place, rate in enumerate(plan.get("rates", ())):
-            units = [unit for unit in self._units(start, stop) if self._rate_of(plan, unit) == place]
+        for rate, units in self._rated(plan, self._units(start, stop)):
             usage += self._rate(plan, rate, units, left, share)
         usage -= sum(min(usage, share * each["amount"]) for each in plan.get("included", ()) if "amount" in each)
         fees = Fraction(0)
@@ -79,15 +79,15 @@ class World:
         return max(so_far, share * plan["minimum"]) if "minimum" in plan else so_far
 
     def _units(self, start, stop):
-        """(meter, model, token type, how many, the cost of one) of everything that happened in the span, in the order
-        of lines: by model, then by token type."""
+        """(meter, model, token type, how many, the cost of one, when) of everything that happened in the span, in the
+        order of lines: by model, then by token type."""
         found = []
         for used in self.used:
             if start <= used.at < stop:
                 for kind, quantity in used.quantities.items():
-                    found.append((used.meter, used.model, kind, quantity, self._price(used, kind)))
+                    found.append((used.meter, used.model, kind, quantity, self._price(used, kind), used.at))
                 if used.call:
-                    found.append(("api_calls", used.model, None, 1, None))
+                    found.append(("api_calls", used.model, None, 1, None, used.at))
         return sorted(found, key=lambda unit: (unit[1] or "", TYPES.index(unit[2]) if unit[2] in TYPES else 9))
 
     def _price(self, used, kind):
@@ -98,14 +98,18 @@ class World:
             else None
         )
 
-    def _rate_of(self, plan, unit):
-        meter, model, kind, *_ = unit
-        for place, rate in enumerate(plan.get("rates", ())):
-            where = rate.get("where", {})
-            told = {"model": model, "token_type": kind}
-            if rate.get("meter", "llm_tokens") == meter and all(told[name] == value for name, value in where.items()):
-                return place
-        return None
+    def _rated(self, plan, units):
+        """Each rate with the units that it is the first to be about."""
+        own = plan.get("rates", ())
+        versions = [(since, rate) for since, rates in self.card for rate in rates]
+        found = [(rate, []) for rate in own] + [(rate, []) for _, rate in versions]
+        for unit in units:
+            holding = max((since for since, _ in self.card if since <= unit[5]), default=None)
+            places = [*range(len(own)), *(len(own) + n for n, (since, _) in enumerate(versions) if since == holding)]
+            place = next((place for place in places if _is_about(found[place][0], unit)), None)
+            if place is not None:
+                found[place][1].append(unit)
+        return found
 
     def _rate(self, plan, rate, units, left, share) -> Fraction:
         meter = rate.get("meter", "llm_tokens")
@@ -134,7 +138,7 @@ class World:
         return max(charged, share * rate["minimum"]) if "minimum" in rate else charged
 
     def _one(self, rate, unit) -> Fraction:
-        _, model, kind, _, cost = unit
+        _, model, kind, _, cost, _ = unit
         if "cost_plus" in rate:
             for each in rate.get("overrides", ()):
                 if each.get("model", model) == model and each.get("token_type", kind) == kind:
@@ -144,6 +148,10 @@ class World:
             row = next(row for row in rate["matrix"] if row.get("model", model) == model and row["token_type"] == kind)
             return Fraction(row["price"]) / rate.get("per", 1)
         return Fraction(rate["per_unit"]) / rate.get("per", 1)
+
+
+def _is_about(rate, unit) -> bool:
+    return rate.get("meter", "llm_tokens") == unit[0] and _meets(rate, unit)
 
 
 def _meets(included, unit) -> bool:
@@ -174,6 +182,8 @@ def fractions(value: Any) -> Any:
     """A document with every amount as a fraction."""
     if isinstance(value, Decimal):
         return Fraction(value)
+    if isinstance(value, tuple):
+        return tuple(fractions(each) for each in value)
     if isinstance(value, Mapping):
         return {name: fractions(each) for name, each in value.items()}
     return [fractions(each) for each in value] if isinstance(value, list) else value

@@ -517,3 +517,39 @@ def test_whether_estimates_are_billed_is_dated_back_too(desk, said, waived):
 
 def standard(multiplier):
     return {"name": "standard", "rates": [{"cost_plus": {"multiplier": multiplier}}]}
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+def test_a_month_that_nobody_ran_is_named_until_somebody_does(desk, there_before):
+    desk.sell(rates=AT_COST)
+    desk.ledger.record([ten(1, time=OCTOBER.start)] if there_before else [])
+    desk.at = datetime(2027, 1, 2, tzinfo=UTC)
+    desk.invoices.run(OCTOBER)
+    desk.ledger.record([ten(2), ten(3, time=IN_DECEMBER)])
+
+    assert desk.invoices.run(DECEMBER).behind == {"acme": "2026-11"}
+    assert [due(each) for each in desk.invoices.run(NOVEMBER).written] == ["10.00"]
+    assert desk.invoices.run(DECEMBER).behind == {}
+
+
+def test_a_fee_that_was_never_invoiced_is_named_and_a_month_that_comes_to_nothing_is_not(desk):
+    desk.sell(rates=AT_COST)
+    desk.plans.keep(PlansFile.model_validate({"plans": [{"name": "fee", "fees": [{"title": "Fee", "amount": "8"}]}]}))
+    desk.plans.subscribe("acme", "fee", start=NOVEMBER.start)
+    desk.ledger.record([ten(1, customer="free", usage=Usage(input=0))])
+    desk.at = datetime(2027, 1, 2, tzinfo=UTC)
+
+    assert desk.invoices.run(DECEMBER).behind == {"acme": "2026-11"}
+
+
+def test_a_quarter_that_goes_on_is_not_behind(desk):
+    desk.plans.keep(PlansFile.model_validate({"plans": [{"name": "q", "period": "quarter", "rates": AT_COST}]}))
+    desk.plans.subscribe("acme", "q", start=OCTOBER.start)
+    desk.ledger.record([ten(1, customer="other")])
+    close(desk, NOVEMBER)
+    desk.ledger.record([ten(2)])
+
+    desk.at = datetime(2027, 2, 2, tzinfo=UTC)
+    ran = desk.invoices.run(DECEMBER)
+    assert ({each.customer: due(each) for each in ran.written}, ran.behind) == ({"acme": "10.00"}, {})
+    assert desk.invoices.run(JANUARY).behind == {}

@@ -34,7 +34,7 @@ from token_meter.errors import InvalidCredit
 from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.ledger.tables import entries, grants
 from token_meter.ledger.text import to_stored
-from token_meter.money import ZERO, currency_of, decimal_of, plain, total
+from token_meter.money import EXACT, ZERO, currency_of, decimal_of, plain, total
 from token_meter.prices.price import moment_of
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class CreditBook:
             f"posting {name} is off by {plain(total(amounts))}" for name, amounts in sums.items() if total(amounts)
         ]
         for grant in known:
-            if grant.remaining != -total(left.get(grant.id, [])) or grant.remaining < ZERO:
+            if grant.remaining != EXACT.minus(total(left.get(grant.id, []))) or grant.remaining < ZERO:
                 wrong.append(f"grant {grant.id} says {plain(grant.remaining)} is left, and its journal does not")
         return wrong
 

@@ -114,7 +114,7 @@ class CostRow:
         it. What a correction takes away is as dear as it was."""
         return any(
             part.cost is not None and part.charge_in_dollars is not None
-            and abs(part.charge_in_dollars) < abs(part.cost)
+            and part.charge_in_dollars.copy_abs() < part.cost.copy_abs()
             for part in self.parts
         )  # fmt: skip
 
