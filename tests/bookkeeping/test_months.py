@@ -536,7 +536,7 @@ def test_a_fee_that_was_never_invoiced_is_named_and_a_month_that_comes_to_nothin
     desk.sell(rates=AT_COST)
     desk.plans.keep(PlansFile.model_validate({"plans": [{"name": "fee", "fees": [{"title": "Fee", "amount": "8"}]}]}))
     desk.plans.subscribe("acme", "fee", start=NOVEMBER.start)
-    desk.ledger.record([ten(1, customer="free", usage=Usage(input=0))])
+    desk.ledger.record([call(1, customer="free", usage=Usage())])
     desk.at = datetime(2027, 1, 2, tzinfo=UTC)
 
     assert desk.invoices.run(DECEMBER).behind == {"acme": "2026-11"}
@@ -546,7 +546,8 @@ def test_a_quarter_that_goes_on_is_not_behind(desk):
     desk.plans.keep(PlansFile.model_validate({"plans": [{"name": "q", "period": "quarter", "rates": AT_COST}]}))
     desk.plans.subscribe("acme", "q", start=OCTOBER.start)
     desk.ledger.record([ten(1, customer="other")])
-    close(desk, NOVEMBER)
+    desk.at = datetime(2026, 12, 2, tzinfo=UTC)
+    assert len(desk.invoices.run(NOVEMBER).written) == 1
     desk.ledger.record([ten(2)])
 
     desk.at = datetime(2027, 2, 2, tzinfo=UTC)
