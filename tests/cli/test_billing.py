@@ -397,3 +397,51 @@ def test_values_of_a_meter_that_no_rate_is_about_are_charged_nothing_and_told(cl
     assert "charged nothing: 7 units" in cli("usage", "--cost", "--meter", "all").err
     assert json.loads(cli("usage", "--cost", "--meter", "all", "--json").out)["rows"][0]["uncovered"] == {"units": 7}
     assert "charged nothing" not in cli("usage", "--cost").err
+
+
+def test_a_run_tells_who_has_no_invoice_and_why(cli: Cli) -> None:
+    october, september = datetime(2026, 10, 5, tzinfo=UTC), datetime(2026, 9, 5, tzinfo=UTC)
+    some = [
+        make_event(id=f"evt_{name}", time=october, model="gpt-9", provider="openai", customer=name) for name in "ab"
+    ]
+    late = [
+        make_event(id=f"evt_{number}", time=september, model="gpt-5", provider="openai", customer=f"late{number}")
+        for number in range(7)
+    ]
+    store([*some, *late])
+
+    ran = cli("invoice", "run", *OCTOBER)
+
+    assert "0 invoices written, nothing; 0 were there already, 9 periods had nothing to invoice" in ran.out
+    assert "no invoice for a, b: what they used has no price yet (unknown model 'gpt-9' of openai" in ran.err
+    named = "late0, late1, late2, late3, late4 and 2 more"
+    assert f"2026-09 is on no invoice of {named}: token-meter invoice run --period 2026-09" in ran.err
+    told = json.loads(cli("invoice", "run", *OCTOBER, "--json").out)
+    assert (set(told["unpriced"]), set(told["behind"].values())) == ({"a", "b"}, {"2026-09"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--markup", "30,5"), "--markup: a percentage is no number ('30,5')"),
+        (("--api-call", "x"), "--api-call: an amount is no number ('x')"),
+        (("--monthly-fee", "-3"), "--monthly-fee: an amount must be between 0 and"),
+        (("--markup", "30", "--currency", "dollars"), "--currency: write its three letters, like USD"),
+    ],
+)
+def test_setup_names_the_option_that_is_wrong(cli: Cli, wrong: tuple[str, ...], said: str) -> None:
+    result = cli("setup", *wrong)
+
+    assert (result.code, Path("usage.db").exists()) == (2, False)
+    assert said in result.err
+
+
+def test_setup_changes_what_holds_and_tells_what_is_still_to_come(cli: Cli) -> None:
+    assert cli("setup", "--markup", "30", "--since", "2026-01-01").code == 0
+    assert cli("setup", "--markup", "70", "--since", "2099-01-01").code == 0
+
+    changed = cli("setup", "--api-call", "0.01")
+
+    assert "cost + 30 %, 0.01 USD a call, from now on" in changed.out
+    assert "what was set up for 2099-01-01 on holds from then on" in changed.err
+    assert "markup: '30'" in cli("plans", "show", "standard").out

@@ -113,7 +113,7 @@ class InvoiceBook:
             raise InvalidInvoice(f"the period {within} has not ended: it ends at {within.stop:%Y-%m-%d %H:%M} UTC")
         with self._ledger.reading() as (_, connection):
             names = everybody(connection, mode)
-        ran = Ran([], 0, 0, {}, {})
+        ran = Ran([], 0, 0, {}, {}, {})
         for start in range(0, len(names), PAGE):
             with self._ledger.closing() as (store, connection):
                 page = names[start : start + PAGE]

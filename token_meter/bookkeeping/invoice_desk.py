@@ -65,6 +65,8 @@ class Ran(NamedTuple):
     behind: dict[str, str]
     """For whom an earlier month comes to something that is on no invoice: nobody ran that month, or an event was given
     to them later. By customer, the month to run."""
+    unpriced: dict[str, str]
+    """Whose period has no invoice, because all there is in it has no price yet. By customer, why."""
 
 
 class InvoiceDesk:
@@ -130,8 +132,10 @@ class InvoiceDesk:
             invoice, inputs = self._draw_up(billing, customer)
             if invoice.lines and not self._is_stranger(customer, billing, invoice.lines):
                 ran.written.append(self._keep(invoice, inputs, billing, now))
-            else:
-                ran = ran._replace(empty=ran.empty + 1)
+                continue
+            ran = ran._replace(empty=ran.empty + 1)
+            if invoice.held and not invoice.lines:
+                ran.unpriced[customer] = invoice.held[0].reason
         return ran
 
     def _is_stranger(self, customer: str, billing: Billing, lines: Sequence[Line]) -> bool:

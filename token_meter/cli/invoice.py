@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -22,13 +22,16 @@ from token_meter.cli.place import find, reading
 from token_meter.cli.rated import rated
 from token_meter.cli.subscriptions import CustomerArgument
 from token_meter.cli.tables import Column, Table
-from token_meter.cli.text import counted, printable_lines
+from token_meter.cli.text import counted, printable, printable_lines
 
 if TYPE_CHECKING:
     from token_meter.billing.invoice import Invoice
     from token_meter.billing.plans import Period
     from token_meter.billing.render import Standing
     from token_meter.bookkeeping.invoice_rows import Kept
+
+SHOWN_MAX: Final = 5
+"""So many customers are named."""
 
 LEVELS: Final = ("token_type", "model", "meter", "total")
 
@@ -108,19 +111,21 @@ def run(
     total = _totals(ran.written)
     if json:
         write_json({"written": [each.number for each in ran.written], "there": ran.there, "empty": ran.empty,
-                    "totals": total, "failed": ran.failed, "behind": ran.behind})  # fmt: skip
+                    "totals": total, "failed": ran.failed, "behind": ran.behind, "unpriced": ran.unpriced})  # fmt: skip
         _fail(ran.failed)
         return
     amounts = ", ".join(f"{amount} {currency}" for currency, amount in total.items()) or "nothing"
     write(f"{counted(len(ran.written), 'invoice')} written, {amounts}; {ran.there} were there already, "
-          f"{ran.empty} periods had nothing to invoice\n")  # fmt: skip
+          f"{counted(ran.empty, 'period')} had nothing to invoice\n")  # fmt: skip
     held = [each for each in ran.written if each.held]
     if held:
         numbers = ", ".join(str(each.number) for each in held[:5])
         note(f"{counted(len(held), 'invoice')} leave usage without a price for later: {numbers}")
+    if ran.unpriced:
+        why = next(iter(ran.unpriced.values()))
+        note(f"no invoice for {_some(list(ran.unpriced))}: what they used has no price yet ({why})")
     for month, customers in _by_month(ran.behind).items():
-        whose = ", ".join(customers[:5]) + (f" and {len(customers) - 5:,} more" if len(customers) > 5 else "")
-        note(f"{month} is on no invoice of {whose}: token-meter invoice run --period {month}")
+        note(f"{month} is on no invoice of {_some(customers)}: token-meter invoice run --period {month}")
     for problem in ran.failed.values():
         note(problem)
     _fail(ran.failed)
@@ -284,6 +289,11 @@ def _zone_of(ledger: Any, customer: str, mode: Any) -> tzinfo:
 
     known = CustomerBook(ledger).get(customer, mode=mode)
     return read_zone(known.time_zone) if known is not None and known.time_zone else UTC
+
+
+def _some(customers: Sequence[str]) -> str:
+    more = f" and {len(customers) - SHOWN_MAX:,} more" if len(customers) > SHOWN_MAX else ""
+    return ", ".join(printable(each) for each in customers[:SHOWN_MAX]) + more
 
 
 def _by_month(behind: Mapping[str, str]) -> dict[str, list[str]]:

@@ -54,7 +54,7 @@ def setup(
     if markup is None and api_call is None and monthly_fee is None:
         raise Failure("say what to charge: `token-meter setup --markup 30`", code=WRONG_USAGE)
     # What is wrong shows before anything is made.
-    read_plans(_document(Charged(markup, api_call, monthly_fee, currency)))
+    _check(Charged(markup, api_call, monthly_fee, currency))
     moment = read_moment(since, zone=UTC, now=datetime.now(UTC))
     place = find(ledger, journal)
     with rated(place, make=True) as opened:
@@ -76,6 +76,21 @@ def setup(
     for each in _to_come(before, max(moment or now, now)):
         note(f"what was set up for {each:%Y-%m-%d} on holds from then on, as it was said")
     note(f"see what that means: token-meter usage --cost{place.again}, token-meter invoice show CUSTOMER{place.again}")
+
+
+def _check(charged: Charged) -> None:
+    """Raises Failure naming the option that is wrong."""
+    from token_meter.bookkeeping.plan_files import read_plans
+    from token_meter.errors import InvalidPlan
+
+    for option, alone in (
+        ("--markup", Charged(markup=charged.markup)), ("--api-call", Charged(api_call=charged.api_call)),
+        ("--monthly-fee", Charged(monthly_fee=charged.monthly_fee)), ("--currency", Charged(currency=charged.currency)),
+    ):  # fmt: skip
+        try:
+            read_plans(_document(alone))
+        except InvalidPlan as problem:
+            raise Failure(f"{option}: {str(problem).splitlines()[0].rpartition(': ')[2]}", code=WRONG_USAGE) from None
 
 
 class Charged(NamedTuple):
