@@ -401,9 +401,8 @@ def test_values_of_a_meter_that_no_rate_is_about_are_charged_nothing_and_told(cl
 
 def test_a_run_tells_who_has_no_invoice_and_why(cli: Cli) -> None:
     october, september = datetime(2026, 10, 5, tzinfo=UTC), datetime(2026, 9, 5, tzinfo=UTC)
-    some = [
-        make_event(id=f"evt_{name}", time=october, model="gpt-9", provider="openai", customer=name) for name in "ab"
-    ]
+    unknown = {"model": "gpt-9", "model_requested": "gpt-9", "provider": "openai"}
+    some = [make_event(id=f"evt_{name}", time=october, customer=name, **unknown) for name in "ab"]
     late = [
         make_event(id=f"evt_{number}", time=september, model="gpt-5", provider="openai", customer=f"late{number}")
         for number in range(7)
