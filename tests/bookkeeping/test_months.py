@@ -320,8 +320,12 @@ def test_a_clock_that_steps_back_does_not_shake_it_either(desk):
 
 
 @pytest.mark.parametrize(
-    "change", ["kind = 'credit_note'", "concerns = 'INV-1'", "document = replace(document, '2026-11-01', '2026-1x-01')"]
-)
+    "change",
+    [
+        "kind = 'credit_note'", "concerns = 'INV-1'", "document = replace(document, '2026-11-01', '2026-1x-01')",
+        "document = replace(document, 'INV-000001', 'INV-000002')",
+    ],
+)  # fmt: skip
 def test_what_is_changed_around_the_text_is_noticed(small_desk, change):
     desk = small_desk
     desk.sell(rates=AT_COST)

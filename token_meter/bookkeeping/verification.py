@@ -71,7 +71,7 @@ def verify(ledger: Ledger, number: str, *, mode: str = "live") -> Kept:
 
 def _verified(connection: Connection, number: str, mode: str) -> Kept:
     kept = read_invoice(connection, number, mode)
-    text = _check_seal(connection, kept, mode)
+    text = _check_seal(connection, kept, number, mode)
     if kept.kind == "invoice":
         known = _ratings(connection, kept)
         _check_ratings(connection, known, number)
@@ -89,18 +89,17 @@ def _verified(connection: Connection, number: str, mode: str) -> Kept:
 # The seal
 
 
-def _check_seal(connection: Connection, kept: Kept, mode: str) -> str:
-    number = kept.invoice.number
+def _check_seal(connection: Connection, kept: Kept, number: str, mode: str) -> str:
     mine = (invoices.c.mode == mode) & (invoices.c.number == number)
     row = connection.execute(select(invoices).where(mine)).one()
     if digest_of(row.document, row.inputs, row.kind, row.concerns) != bytes(row.digest):
         raise NotVerified(f"{number}: its text or its inputs are not those that were kept")
-    told = (row.customer, row.start, row.stop, row.currency, row.due_amount, row.issued)
+    told = (row.number, row.customer, row.start, row.stop, row.currency, row.due_amount, row.issued)
     invoice = kept.invoice
     assert invoice.issued is not None
     said = (
-        to_stored(invoice.customer), micros(invoice.period.start), micros(invoice.period.stop), invoice.currency,
-        f"{invoice.due_amount:f}", micros(invoice.issued),
+        invoice.number, to_stored(invoice.customer), micros(invoice.period.start), micros(invoice.period.stop),
+        invoice.currency, f"{invoice.due_amount:f}", micros(invoice.issued),
     )  # fmt: skip
     if told != said:
         raise NotVerified(f"{number}: what is listed of it is not what it says: {told} instead of {said}")
