@@ -185,13 +185,19 @@ def draw_up(
         currency=currency,
         lines=tuple(lines),
         held=tuple(held),
-        plan=", ".join(dict.fromkeys(segment.label for segment in segments)),
+        plan=_plans(segments),
         rounding=rounding,
         show=show,
         seller=seller or {},
         buyer=buyer or {},
         notes=tuple(notes),
     )
+
+
+def _plans(segments: Sequence[Segment]) -> str:
+    """The plans of a period. Before and after them a customer may have had none, and used nothing."""
+    named = [segment.label for segment in segments if segment.plan is not None or segment.usage]
+    return ", ".join(dict.fromkeys(named or [segment.label for segment in segments]))
 
 
 def _check_currency(segment: Segment, currency: str) -> None:

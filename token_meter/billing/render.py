@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
+from unicodedata import east_asian_width
 
 from token_meter.billing.invoice import Invoice
 from token_meter.billing.line import Held, Line
@@ -40,17 +41,21 @@ DRAFT: Final = Standing(state="draft")
 def as_text(invoice: Invoice, level: str | None = None, standing: Standing = DRAFT, *, zone: tzinfo = UTC) -> str:
     """The invoice in columns: what, how much, at which rate, amount. Its times are UTC, and shown in `zone`."""
     rows = [_text_row(line, invoice.currency) for line in invoice.collapsed(level)]
-    widths = [max([len(row[place]) for row in rows] or [0]) for place in range(4)]
+    widths = [max([_width(row[place]) for row in rows] or [0]) for place in range(4)]
     out = [f"{_heading(invoice, standing)}, {span_of(invoice.period, zone)}{_named(zone)}, {invoice.plan}"]
     for title, quantity, math, amount in rows:
-        out.append(
-            f"  {title:<{widths[0]}}  {quantity:>{widths[1]}}  {math:<{widths[2]}}  {amount:>{widths[3]}}".rstrip()
-        )
+        named = title + " " * (widths[0] - _width(title))
+        out.append(f"  {named}  {quantity:>{widths[1]}}  {math:<{widths[2]}}  {amount:>{widths[3]}}".rstrip())
     out += [f"  {label:<{max(widths[0], 10)}}  {value}" for label, value in _totals(invoice)]
     out += [f"  {said}" for said in _said(invoice, standing, zone)]
     out += [f"  {_held(each)}" for each in invoice.held]
     out += [f"  {note}" for note in invoice.notes]
     return "\n".join(out)
+
+
+def _width(text: str) -> int:
+    """How many columns a text takes in a terminal: signs of East Asian scripts take two."""
+    return sum(2 if east_asian_width(sign) in "WF" else 1 for sign in text)
 
 
 def _held(each: Held, reason: bool = True) -> str:
@@ -76,7 +81,7 @@ def _said(invoice: Invoice, standing: Standing, zone: tzinfo) -> Iterator[str]:
     if standing.state == "void":
         yield f"VOID: {standing.why}" if standing.why else "VOID"
     if standing.noted:
-        yield f"taken back by credit notes: {money(abs(standing.noted), invoice.currency)} {invoice.currency}"
+        yield f"taken back by credit notes: {grouped(standing.noted.copy_abs(), invoice.currency)} {invoice.currency}"
     if standing.paid is not None:
         yield f"paid on {standing.paid.astimezone(zone):%Y-%m-%d}"
 
@@ -99,17 +104,22 @@ def money(amount: Decimal, currency: str) -> str:
     return f"{amount.quantize(unit_of(currency), context=EXACT):f}"
 
 
+def grouped(amount: Decimal, currency: str) -> str:
+    """The same for people: 1,234.50."""
+    return f"{amount.quantize(unit_of(currency), context=EXACT):,f}"
+
+
 def _totals(invoice: Invoice) -> Iterator[tuple[str, str]]:
     if invoice.subtotal != invoice.total or invoice.due_amount != invoice.total:
-        yield "subtotal", f"{invoice.subtotal:f} {invoice.currency}"
-    yield "total", f"{invoice.total:f} {invoice.currency}"
+        yield "subtotal", f"{grouped(invoice.subtotal, invoice.currency)} {invoice.currency}"
+    yield "total", f"{grouped(invoice.total, invoice.currency)} {invoice.currency}"
     if invoice.due_amount != invoice.total:
-        yield "to pay", f"{invoice.due_amount:f} {invoice.currency}"
+        yield "to pay", f"{grouped(invoice.due_amount, invoice.currency)} {invoice.currency}"
 
 
 def _text_row(line: Line, currency: str) -> tuple[str, str, str, str]:
     quantity = f"{line.quantity:,}" if line.quantity is not None else ""
-    return line.title, quantity, math_of(line), money(line.amount, currency) if line.amount is not None else ""
+    return line.title, quantity, math_of(line), grouped(line.amount, currency) if line.amount is not None else ""
 
 
 def math_of(line: Line) -> str:
