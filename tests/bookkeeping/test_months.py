@@ -558,3 +558,17 @@ def test_a_quarter_that_goes_on_is_not_behind(desk):
     ran = desk.invoices.run(DECEMBER)
     assert ({each.customer: due(each) for each in ran.written}, ran.behind) == ({"acme": "10.00"}, {})
     assert desk.invoices.run(JANUARY).behind == {}
+
+
+def test_nobody_owes_a_minimum_for_months_before_they_were_there(desk):
+    desk.sell(
+        rates=AT_COST, fees=[{"title": "Fee", "amount": "3"}], minimum="50", discounts=[{"percent": "10", "on": "all"}]
+    )
+    desk.ledger.record([ten(1)])
+    with desk.ledger.writing() as (_, connection):
+        created = int(NOVEMBER.start.timestamp() * 1_000_000)
+        connection.execute(text(f"UPDATE token_meter_customers SET created = {created}"))
+    desk.at = datetime(2027, 2, 3, tzinfo=UTC)
+
+    assert desk.invoices.run(OCTOBER).written == []
+    assert [due(each) for each in desk.invoices.run(NOVEMBER).written] == ["50.00"]

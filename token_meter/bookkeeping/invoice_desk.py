@@ -47,8 +47,11 @@ from token_meter.money import EXACT, ZERO, plain, total
 if TYPE_CHECKING:
     pass
 
-BEHIND: Final = timedelta(days=93)
+BEHIND: Final = timedelta(days=92)
 """So far back a run looks for periods that are on no invoice; usage that came late is looked for however old it is."""
+
+FIXED: Final = ("fee", "minimum", "discount")
+"""The kinds of lines that come without any usage."""
 
 SELLER: Final = "seller"
 """The setting that says who sells."""
@@ -138,9 +141,9 @@ class InvoiceDesk:
                 ran.unpriced[customer] = invoice.held[0].reason
         return ran
 
-    def _is_stranger(self, customer: str, billing: Billing, lines: Sequence[Line]) -> bool:
-        """Who was not there yet, and used nothing, owes no fee of the plan that everybody is on."""
-        if billing.parts[-1].terms.subscription is not None or any(line.kind != "fee" for line in lines):
+    def _is_stranger(self, customer: str, billing: Billing, lines: Sequence[Line] = ()) -> bool:
+        """Who was not there yet, and used nothing, owes no fee and no minimum of the plan that everybody is on."""
+        if billing.parts[-1].terms.subscription is not None or any(line.kind not in FIXED for line in lines):
             return False
         since = self._page.buyer(customer).since
         return since is not None and since >= billing.period.stop
@@ -155,7 +158,8 @@ class InvoiceDesk:
 
     def _is_owed(self, customer: str, billing: Billing) -> bool:
         """Whether a period comes to something. Most are answered without a look at the sums."""
-        if not has_fixed_charges(billing) and not self._page.has_events(customer, billing.period):
+        idle = not has_fixed_charges(billing) or self._is_stranger(customer, billing)
+        if idle and not self._page.has_events(customer, billing.period):
             return False
         alone = Page(self._store, self._connection, self._mode, [customer])
         lines, _ = lines_of(self._segments(billing, customer, alone), self.catalogue.meters)

@@ -44,6 +44,7 @@ class Page:
         self._names = [to_stored(name) for name in names]
         self._usage: dict[Period, dict[str, list[Metered]]] = {}
         self._ratings: dict[int, Read] = {}
+        self._active: dict[Period, set[str]] = {}
 
     def metered(self, customer: str, span: Period) -> list[Metered]:
         """What a customer used in a span, by meter, provider, model, token type and rating."""
@@ -69,9 +70,13 @@ class Page:
 
     def has_events(self, customer: str, span: Period) -> bool:
         """Whether anything of a customer happened in a span."""
-        mine = (events.c.customer == to_stored(customer)) & (events.c.mode == self.mode)
-        inside = (events.c.time >= micros(span.start)) & (events.c.time < micros(span.stop))
-        return self.connection.execute(select(events.c.id).where(mine, inside).limit(1)).first() is not None
+        if span not in self._active:
+            inside = (events.c.time >= micros(span.start)) & (events.c.time < micros(span.stop))
+            theirs = select(events.c.id).where(events.c.customer == customers.c.id, events.c.mode == self.mode, inside)
+            mine = (customers.c.mode == self.mode) & customers.c.id.in_(self._names)
+            found = self.connection.execute(select(customers.c.id).where(mine, theirs.exists()))
+            self._active[span] = set(map(from_stored, found.scalars()))
+        return customer in self._active[span]
 
     def aggregates(self, customer: str, span: Period, meters: Sequence[MeterDefinition]) -> dict[str, int]:
         """What these meters come to in a span that no sum tells."""
