@@ -77,7 +77,7 @@ def test_the_demo_accounts_for_every_call_and_can_be_run_again(program: Cli, cli
 
 def _every_suggestion_works(result: Result, cli: Cli) -> None:
     commands = [line.split("#")[0] for line in result.lines if line.startswith("  token-meter ")]
-    assert len(commands) == 5
+    assert len(commands) == 8
     for command in commands:
         tried = cli(*shlex.split(command)[1:])
         assert tried.code == (1 if "doctor" in command else 0) and tried.out

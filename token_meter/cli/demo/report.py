@@ -107,6 +107,9 @@ def next_steps(ledger: Path) -> list[tuple[str, str]]:
     return [
         (f"token-meter usage {at} --by customer,feature", "split by anything you attach to a call"),
         (f"token-meter usage {at} --by token_type", "every token type, none of which contains another"),
+        (f"token-meter usage {at} --cost", "what it cost you"),
+        (f"token-meter setup {at} --markup 30 --since today", "charge 30 % more"),
+        (f"token-meter invoice show acme {at}", "the invoice so far, with the math of every line"),
         (f"token-meter events tail {at} -n 5", "the events themselves; add --follow"),
         (f"token-meter doctor {at}", "finds the call that was killed"),
         (f"token-meter events export {at} --format csv", "take it elsewhere"),
