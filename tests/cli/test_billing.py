@@ -50,6 +50,16 @@ def write(rows: list[dict[str, Any]], name: str = "usage.jsonl") -> str:
     return name
 
 
+def test_pages_of_all_invoices_are_written(tutorial: Cli) -> None:
+    assert tutorial("invoice", "run", *OCTOBER).code == 0
+
+    done = tutorial("invoice", "export", *OCTOBER, "--html", "pages/october", "--no-math")
+
+    assert (done.code, done.out) == (0, "1 page written to pages/october\n")
+    assert "test-customer" in Path("pages/october/INV-000001.html").read_text()
+    assert tutorial("invoice", "export", "--html", "plans.yaml").code == 1
+
+
 def test_a_switch_is_made_seen_and_taken_back(tutorial: Cli) -> None:
     Path("more.yaml").write_text("plans: [{name: other, fees: [{title: Fee, amount: 5}]}]")
     assert tutorial("plans", "apply", "more.yaml", "--since", "2026-10-01").code == 0

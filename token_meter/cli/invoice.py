@@ -45,6 +45,9 @@ PeriodOption = Annotated[
     str | None,
     typer.Option("--period", metavar="PERIOD", help="Billing periods that end within: 2026-11, 2026-Q4, 2026."),
 ]
+NoMathOption = Annotated[
+    bool, typer.Option("--no-math", help="On the page, the price of a unit instead of cost and markup.")
+]
 LevelOption = Annotated[
     str | None, typer.Option("--level", metavar="LEVEL", help="Lines by token_type, model, meter or total.")
 ]
@@ -65,9 +68,7 @@ def show_invoice(
         str | None,
         typer.Option("--time-zone", metavar="ZONE", help="Show times in it. Default: the customer's, else UTC."),
     ] = None,
-    no_math: Annotated[
-        bool, typer.Option("--no-math", help="On the page, the price of a unit instead of cost and markup.")
-    ] = False,
+    no_math: NoMathOption = False,
 ) -> None:
     """Show what a customer's invoice is, or would be now, with the math of every line.
 
@@ -210,6 +211,12 @@ def verify(
 @app.command("export", epilog=EPILOG)
 def export(
     period: PeriodOption = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FOLDER", help="Write a page to print of each: NUMBER.html."),
+    ] = None,
+    no_math: NoMathOption = False,
+    level: LevelOption = None,
     mode: ModeOption = None,
     ledger: options.LedgerOption = None,
     json: options.JsonOption = False,
@@ -217,14 +224,36 @@ def export(
     """Write every line of every final invoice as CSV, for accounting; --period: of invoices for periods within it."""
     from token_meter.bookkeeping.invoice_book import InvoiceBook
 
+    _check_level(level)
+
     within = _period(period)
     with reading(find(ledger)) as opened:
         kept = InvoiceBook(opened).list(mode=read_mode(mode), state="final")
-    chosen = [each.invoice for each in kept if within is None or _ends_in(each, within)]
+        chosen = [each.invoice for each in kept if within is None or _ends_in(each, within)]
+        if html is not None:
+            _write_pages(opened, chosen, html, level=level, math=not no_math, mode=read_mode(mode))
+            return
     if json:
         write_json([each.to_json() for each in chosen])
     else:
-        _write_rows(chosen, None)
+        _write_rows(chosen, level)
+
+
+def _write_pages(
+    ledger: Any, chosen: Sequence[Invoice], folder: Path, *, level: str | None, math: bool, mode: Any
+) -> None:
+    from token_meter.billing.render import as_html
+    from token_meter.bookkeeping.invoice_book import InvoiceBook
+
+    book = InvoiceBook(ledger)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _bar("writing") as progress:
+        for place, each in enumerate(chosen, 1):
+            standing, zone = book.standing(each.number, mode=mode), _zone_of(ledger, each.customer, mode)
+            page = as_html(each, level, standing, math=math, zone=zone)
+            (folder / f"{each.number}.html").write_text(page, encoding="utf-8")
+            progress(place, len(chosen))
+    write(f"{counted(len(chosen), 'page')} written to {folder}\n")
 
 
 @app.command("accrual", epilog=EPILOG)
