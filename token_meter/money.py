@@ -2,7 +2,8 @@
 
 Quantities are integers up to 2**63, prices have up to a dozen decimals: Python's default of 28 digits would round
 their products in silence. `EXACT` carries so many digits that products and sums of them are exact; what does not end
-(a price per hour, taken per millisecond) is cut at its last digit. Decision D7.
+(a price per hour, taken per millisecond) has more of them than an amount keeps, so that the amount is right again
+(`settled`). Decision D7.
 """
 
 from __future__ import annotations
@@ -12,8 +13,13 @@ from decimal import ROUND_DOWN, ROUND_HALF_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP,
 from decimal import InvalidOperation as _InvalidOperation
 from typing import Final
 
-DIGITS: Final = 80
+DIGITS: Final = 120
 """So many digits are carried."""
+
+DECIMALS: Final = 50
+"""So many decimals an amount has at the most. Sums of amounts are exact then, in any order."""
+
+_LAST: Final = Decimal(1).scaleb(-DECIMALS)
 
 EXACT: Final = Context(prec=DIGITS, rounding=ROUND_HALF_EVEN)
 """The context of all arithmetic with money: `EXACT.multiply(quantity, rate)`."""
@@ -39,6 +45,22 @@ ROUNDINGS: Final = {
 
 AMOUNT_DIGITS_MAX: Final = 40
 """An amount that somebody types or sends may have so many digits."""
+
+
+def settled(amount: Decimal) -> Decimal:
+    """An amount with no more than 50 decimals: a third of thirty is ten again, and not 9.99...9.
+
+    A quotient that does not end is cut at the 120th digit; whatever it is multiplied with, that shows far behind the
+    50th decimal.
+    """
+    if int(amount.as_tuple().exponent) >= -DECIMALS:
+        return amount
+    return amount.quantize(_LAST, context=EXACT)
+
+
+def product(rate: Decimal, quantity: int | Decimal) -> Decimal:
+    """An amount: so many units at this rate."""
+    return settled(EXACT.multiply(rate, Decimal(quantity)))
 
 
 def decimal_of(value: object, what: str) -> Decimal:

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from token_meter.billing.fields import Amount, Currency, Frozen, Name, Text
 from token_meter.errors import InvalidCredit
-from token_meter.money import EXACT, ZERO, currency_of, decimal_of, total
+from token_meter.money import EXACT, ZERO, currency_of, decimal_of, settled, total
 
 RECEIVABLE: Final = "receivable"
 PROMOTION: Final = "promotion"
@@ -211,7 +211,7 @@ def lessening(parts: Sequence[Part], kind: str) -> list[Entry]:
 
 def refunding(grant: CreditGrant, part: Decimal) -> list[Entry]:
     """The posting that pays back a part of a grant, in the proportion in which it was paid for."""
-    paid = EXACT.divide(EXACT.multiply(part, grant.price), grant.amount)
+    paid = settled(EXACT.divide(EXACT.multiply(part, grant.price), grant.amount))
     entries = [Entry(grant.id, DEFERRED, part), Entry(grant.id, REFUNDED, EXACT.minus(paid))]
     given = EXACT.subtract(part, paid)
     return [*entries, Entry(grant.id, PROMOTION, EXACT.minus(given))] if given else entries
@@ -220,7 +220,7 @@ def refunding(grant: CreditGrant, part: Decimal) -> list[Entry]:
 def voiding(grant: CreditGrant) -> list[Entry]:
     """The posting that takes back what is left of a grant, in the proportion in which it was paid for."""
     left = grant.remaining
-    owed = EXACT.divide(EXACT.multiply(left, grant.price), grant.amount)
+    owed = settled(EXACT.divide(EXACT.multiply(left, grant.price), grant.amount))
     entries = [Entry(grant.id, DEFERRED, left), Entry(grant.id, RECEIVABLE, EXACT.minus(owed))]
     given = EXACT.subtract(left, owed)
     return [*entries, Entry(grant.id, PROMOTION, EXACT.minus(given))] if given else entries

@@ -3,6 +3,7 @@ of a billing period."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -42,12 +43,20 @@ class Metered(NamedTuple):
         return str(self.said.get("meter") or self.meter)
 
     def order(self) -> tuple[Any, ...]:
-        """Where its line stands."""
-        said = self.said
+        """Where its line stands: by what it is, never by what was recorded first."""
+        said, charge = self.said, self.rating.charge
+        rating = {name: value for name, value in self.rating.document.items() if name != "book"}
         return (
-            said.get("card", ""), said.get("rate", 0), self.charged_meter, self.model or "", self.provider or "",
-            _TYPE_ORDER.get(self.name, len(_TYPE_ORDER)), self.rating.number,
+            number_of(said.get("card", "")), said.get("rate", 0), self.charged_meter, self.model or "",
+            self.provider or "", _TYPE_ORDER.get(self.name, len(_TYPE_ORDER)), charge is None, charge or 0,
+            json.dumps(rating, sort_keys=True),
         )  # fmt: skip
+
+
+def number_of(label: str) -> tuple[str, int]:
+    """A label of a version, such as `standard@10`, for sorting: it comes after `standard@2`."""
+    name, _, number = label.rpartition("@")
+    return (name, int(number)) if number.isdigit() else (label, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,10 @@ from token_meter.billing.plan_lines import (
     included_quantities,
     is_first,
     plan_minimum,
-    rate_minimum,
-    unused_minimums,
+    rate_minimums,
 )
 from token_meter.ledger.tables import EVENTS, UNITS
-from token_meter.money import EXACT, plain
+from token_meter.money import EXACT, plain, product
 
 
 def lines_of(segments: Sequence[Segment], meters: Mapping[str, MeterDefinition]) -> tuple[list[Line], list[Held]]:
@@ -45,14 +44,15 @@ def _lines_of(
     priced, held = _sorted(segment)
     left = [allowance_of(each, segment) for each in allowances(segment)]
     lines: list[Line] = []
+    charged: dict[tuple[str, int], list[Line]] = {}
     for (label, place), mine in priced.items():
-        rate = segment.cards[label].rates[place]
-        if rate.flat is not None and not is_first(once, segment, "flat", segment.cards[label].name, place):
+        card = segment.cards[label]
+        if card.rates[place].flat is not None and not is_first(once, segment, "flat", card.name, place):
             continue
-        charged = _of_rate(mine, rate, segment, label, place, meters, left)
-        lines += charged
-        lines += rate_minimum(charged, rate, segment, label, place)
-    lines += unused_minimums(priced, segment)
+        found = _of_rate(mine, card.rates[place], segment, label, place, meters, left)
+        charged.setdefault((card.name, place), []).extend(found)
+        lines += found
+    lines += rate_minimums(charged, segment)
     if segment.plan is not None:
         lines += fees(segment.plan, segment, once)
         lines += included_amounts(lines, segment.plan, segment)
@@ -125,7 +125,7 @@ def _usage_line(each: Metered, segment: Segment, label: str, meters: Mapping[str
         key=f"usage|{label}|{meter}|{each.provider or ''}|{each.model or ''}|{each.name}|{each.rating.number}",
         title=_title(each, meter, meters),
         service=segment.span,
-        exact=EXACT.multiply(each.rating.charge, Decimal(each.quantity)),
+        exact=product(each.rating.charge, each.quantity),
         meter=meter,
         provider=each.provider,
         model=each.model,
@@ -189,12 +189,12 @@ def _steps(quantity: int, rate: Rate) -> Iterable[tuple[str, str, int, Decimal, 
     elif rate.package is not None:
         packages = -(-quantity // rate.package.size)
         if packages:
-            exact = EXACT.multiply(rate.package.price, Decimal(packages))
+            exact = product(rate.package.price, packages)
             yield "package", f" ({packages:,} x {rate.package.size:,})", quantity, rate.package.price, exact
     elif rate.per_unit is not None:
         if quantity:
             unit = EXACT.divide(rate.per_unit, Decimal(rate.per))
-            yield "unit", "", quantity, rate.per_unit, EXACT.multiply(unit, Decimal(quantity))
+            yield "unit", "", quantity, rate.per_unit, product(unit, quantity)
     elif rate.volume is not None:
         if quantity:
             tier = next(each for each in rate.volume if each.up_to is None or quantity <= each.up_to)
@@ -215,4 +215,4 @@ def _reach(tier: Tier) -> str:
 
 def _tier_amount(tier: Tier, quantity: int, per: int) -> Decimal:
     unit = EXACT.divide(tier.price, Decimal(per))
-    return EXACT.add(tier.flat, EXACT.multiply(unit, Decimal(quantity)))
+    return EXACT.add(tier.flat, product(unit, quantity))

@@ -35,7 +35,7 @@ from token_meter.ledger.rows import EPOCH, HOUR, MICROSECOND, Measure
 from token_meter.ledger.store import Store
 from token_meter.ledger.tables import EVENTS, SERIES_COLUMNS, UNITS, grants
 from token_meter.ledger.text import from_stored
-from token_meter.money import EXACT, ZERO
+from token_meter.money import EXACT, ZERO, product
 
 _CUSTOMER: Final = SERIES_COLUMNS.index("customer")
 _MODE: Final = SERIES_COLUMNS.index("mode")
@@ -184,7 +184,7 @@ def _charges(measure: Measure, rates: Mapping[int, Read]) -> Iterator[tuple[str,
             meter = str(said.get("meter") or _text(measure.series[_METER]))
             # Calls, and what is counted in units, stand on an invoice for all models together.
             place: Place = (meter, None, None, None) if name in (EVENTS, UNITS) else (meter, provider, model, name)
-            yield str(said.get("currency") or "USD"), place, EXACT.multiply(read.charge, Decimal(quantity))
+            yield str(said.get("currency") or "USD"), place, product(read.charge, quantity)
 
 
 def _order(key: Key) -> tuple[object, ...]:

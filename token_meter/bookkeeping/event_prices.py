@@ -21,7 +21,7 @@ from token_meter.event import MeterEvent
 from token_meter.ledger.ledger import Ledger
 from token_meter.ledger.rater import Rating
 from token_meter.ledger.tables import EVENTS, state
-from token_meter.money import EXACT, ZERO, plain
+from token_meter.money import EXACT, ZERO, plain, product
 
 LOOKED_EVERY_SECONDS: Final = 1.0
 """So often it is asked whether prices or plans of the ledger changed."""
@@ -62,7 +62,7 @@ class EventPrices:
             found = rate(answer[name]) if name in answer else None
             if found is None:
                 return None
-            total = EXACT.add(total, EXACT.multiply(Decimal(found), Decimal(event.usage.get(name, 1))))
+            total = EXACT.add(total, product(Decimal(found), event.usage.get(name, 1)))
         return total
 
     def _renew(self) -> None:

@@ -293,8 +293,9 @@ def _settings(rows: Sequence[Any], name: str) -> list[tuple[datetime, Any]]:
     return [(_time(row.effective), json.loads(row.document)[name]) for row in sorted(standing, key=_effective)]
 
 
-def _effective(row: Any) -> int:
-    return int(row.effective)
+def _effective(row: Any) -> tuple[int, int]:
+    """Of two with one date the one that was said later counts."""
+    return int(row.effective), int(row.number)
 
 
 def _outlived(rows: Sequence[Any]) -> list[bool]:

@@ -19,7 +19,7 @@ from token_meter.ledger.store import Store
 from token_meter.ledger.tables import EVENTS, UNITS
 from token_meter.ledger.usage import RATING, covering, order_of, queries, shown, split
 from token_meter.ledger.values import Search
-from token_meter.money import EXACT, ZERO
+from token_meter.money import EXACT, ZERO, product
 from token_meter.usage import TOKEN_TYPES, Usage
 
 NOT_RATED: Final = Read(
@@ -39,13 +39,13 @@ class RatedQuantity(NamedTuple):
     def cost(self) -> Decimal | None:
         """What they cost us (USD), exact; None: unpriced."""
         rate = self.rating.cost
-        return None if rate is None else EXACT.multiply(rate, Decimal(self.quantity))
+        return None if rate is None else product(rate, self.quantity)
 
     @property
     def charge(self) -> Decimal | None:
         """What we charge for them, exact; None: unpriced, or charged by the period."""
         rate = self.rating.charge
-        return None if rate is None else EXACT.multiply(rate, Decimal(self.quantity))
+        return None if rate is None else product(rate, self.quantity)
 
     @property
     def charge_in_dollars(self) -> Decimal | None:
@@ -53,7 +53,7 @@ class RatedQuantity(NamedTuple):
         if self.charge is None or self.currency == "USD":
             return self.charge
         exchange = self.said.get("exchange")
-        return None if exchange is None else EXACT.multiply(self.charge, Decimal(exchange))
+        return None if exchange is None else product(self.charge, Decimal(exchange))
 
     @property
     def said(self) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from decimal import Decimal
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from token_meter.money import EXACT, ZERO
+from token_meter.money import EXACT, ZERO, settled
 from token_meter.prices.context import Situation, situation_of
 from token_meter.prices.factors import CURRENCY, Factors
 from token_meter.prices.model import Model, span_around
@@ -164,8 +164,10 @@ class PriceBook:
                 sum_ = None
                 lines.append(CostLine(token_type, quantity, None, None, None, (), tariff.why(token_type)))
                 continue
-            price, factors, rate, _ = rated
+            price, factors, rate, _, ends = rated
             amount = _multiply(rate, quantity)
+            if not ends:
+                amount = settled(amount)
             if sum_ is not None:
                 sum_ = _add(sum_, amount)
             # The class itself would be called through a function of Python: half of the time of a cost.

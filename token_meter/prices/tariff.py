@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from token_meter.money import EXACT
+from token_meter.money import EXACT, settled
 from token_meter.prices.context import Situation, context_tokens_of
 from token_meter.prices.factors import Factors
 from token_meter.prices.model import Model
@@ -25,6 +25,8 @@ class Rated(NamedTuple):
     factors: tuple[Applied, ...]
     rate: Decimal
     rise: Price | None = None
+    ends: bool = True
+    """Whether `rate` has as few decimals as an amount may have: then a product with a quantity is exact as it is."""
 
 
 class Tariff:
@@ -88,7 +90,7 @@ class Tariff:
         rate = price.rate
         for factor in factors:
             rate = EXACT.multiply(rate, factor.multiplier)
-        return Rated(price, factors, rate, self.model.rise(price, self.start))
+        return Rated(price, factors, rate, self.model.rise(price, self.start), settled(rate) == rate)
 
     def _missing(self, token_type: str) -> str:
         assert self.model is not None
