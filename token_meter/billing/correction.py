@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from token_meter.billing.line import Line, Segment
-from token_meter.money import EXACT, ZERO
+from token_meter.billing.line import Line, Segment, of_usage
+from token_meter.money import EXACT, ZERO, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,14 @@ def corrections_to(invoiced: Sequence[Line], now: Sequence[Line], *, number: str
         quantity = None
         if base.quantity is not None:
             quantity = ((new.quantity or 0) if new else 0) - ((old.quantity or 0) if old else 0)
-        title = f"Correction of {number}: {base.title}"
+        title = base.title if base.corrects == number else f"Correction of {number}: {base.title}"
+        math = base.math
+        if key.startswith("discount|"):
+            math = {"usage": plain(EXACT.subtract(of_usage(new) if new else ZERO, of_usage(old) if old else ZERO))}
         lines.append(
             replace(
-                base, kind="correction", title=title, exact=exact, quantity=quantity, amount=None, corrects=number
+                base, kind="correction", title=title, exact=exact, quantity=quantity, amount=None, corrects=number,
+                math=math,
             )
         )  # fmt: skip
     return Correction(number, tuple(lines)) if lines else None
@@ -56,5 +60,8 @@ def _by_key(lines: Sequence[Line]) -> dict[str, Line]:
             found[line.key] = line
         else:
             quantity = None if line.quantity is None else (seen.quantity or 0) + line.quantity
-            found[line.key] = replace(seen, exact=EXACT.add(seen.exact, line.exact), quantity=quantity)
+            math = seen.math
+            if line.key.startswith("discount|"):
+                math = {**(math or {}), "usage": plain(EXACT.add(of_usage(seen), of_usage(line)))}
+            found[line.key] = replace(seen, exact=EXACT.add(seen.exact, line.exact), quantity=quantity, math=math)
     return found

@@ -7,9 +7,9 @@ from decimal import Decimal
 from typing import Final, NamedTuple
 
 from token_meter.billing.credit import Place, Scope, pays_for
-from token_meter.billing.line import Line, decimal_of_exact
+from token_meter.billing.line import Line, decimal_of_exact, of_usage
 from token_meter.billing.plans import Period
-from token_meter.money import EXACT, ZERO, plain, total
+from token_meter.money import EXACT, ZERO, plain, settled, total
 
 
 class Credit(NamedTuple):
@@ -40,7 +40,7 @@ def credit_line(lines: Sequence[Line], credit: Sequence[Credit], period: Period)
     """
     mine = [line for line in lines if _is_paid_by_credit(line)]
     used = {each.grant: each.available for each in credit if each.available < ZERO}
-    left = EXACT.subtract(total(line.exact for line in mine), total(used.values()))
+    left = EXACT.subtract(total(of_usage(line) for line in mine), total(used.values()))
     able = [each for each in credit if each.available >= ZERO]
     used |= _paid(mine, able, left) if left > ZERO else _given_back(able, EXACT.minus(left))
     if not used:
@@ -52,10 +52,7 @@ def credit_line(lines: Sequence[Line], credit: Sequence[Credit], period: Period)
 
 
 def _paid(lines: Sequence[Line], credit: Sequence[Credit], left: Decimal) -> dict[str, Decimal]:
-    places: dict[Place, Decimal] = {}
-    for line in lines:
-        place: Place = (line.meter, line.provider, line.model, line.token_type)
-        places[place] = EXACT.add(places.get(place, ZERO), line.exact)
+    places = _net(lines, left)
     used: dict[str, Decimal] = {}
     for each in credit:
         matching = [place for place in places if places[place] > ZERO and pays_for(each.scope, place)]
@@ -68,6 +65,19 @@ def _paid(lines: Sequence[Line], credit: Sequence[Credit], left: Decimal) -> dic
             part = min(amount, places[place])
             places[place], amount = EXACT.subtract(places[place], part), EXACT.subtract(amount, part)
     return used
+
+
+def _net(lines: Sequence[Line], left: Decimal) -> dict[Place, Decimal]:
+    """What each kind of usage comes to, and its share of what a discount or an included amount takes off all of it."""
+    places: dict[Place, Decimal] = {}
+    for line in lines:
+        if line.meter is not None:
+            place: Place = (line.meter, line.provider, line.model, line.token_type)
+            places[place] = EXACT.add(places.get(place, ZERO), of_usage(line))
+    gross = total(places.values())
+    if gross <= left:
+        return places
+    return {place: settled(EXACT.divide(EXACT.multiply(amount, left), gross)) for place, amount in places.items()}
 
 
 def _given_back(credit: Sequence[Credit], amount: Decimal) -> dict[str, Decimal]:

@@ -106,6 +106,12 @@ class Line:
         return {name: value for name, value in told.items() if value is not None}
 
 
+def of_usage(line: Line) -> Decimal:
+    """How much of a line is about usage, which credit pays for; a discount may be on fees as well."""
+    told = line.math.get("usage") if line.math is not None else None
+    return line.exact if told is None else decimal_of_exact(told)
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """Usage that is on no line, because a price is missing: it comes on a later invoice when the price is there."""

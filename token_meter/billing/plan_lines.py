@@ -164,7 +164,7 @@ def plan_minimum(lines: Sequence[Line], plan: Plan, segment: Segment) -> list[Li
 
 
 def discounts(lines: Sequence[Line], plan: Plan, segment: Segment) -> list[Line]:
-    """The discounts, never more than there is to take off."""
+    """The discounts, never more than there is to take off. `math.usage` is the part that is taken off usage."""
     kinds = {
         "usage": ("usage", "included", "minimum"),
         "fees": ("fee",),
@@ -177,7 +177,9 @@ def discounts(lines: Sequence[Line], plan: Plan, segment: Segment) -> list[Line]
         taken = min(settled(EXACT.divide(EXACT.multiply(base, each.percent), Decimal(100))), rest)
         if taken > ZERO:
             key = f"discount|{segment.label}|{number}"
-            math = {"percent": plain(each.percent), "of": plain(base)}
+            usage = total(line.exact for line in lines if line.kind in kinds["usage"]) if each.on != "fees" else ZERO
+            part = settled(EXACT.divide(EXACT.multiply(taken, usage), base))
+            math = {"percent": plain(each.percent), "of": plain(base), "usage": plain(EXACT.minus(part))}
             found.append(
                 Line(
                     "discount",
