@@ -116,21 +116,24 @@ class World:
         included = [each for each in plan.get("included", ()) if "quantity" in each]
         if any(kind in rate for kind in ("cost_plus", "per_unit", "matrix")):
             charged = sum((unit[3] * self._one(rate, unit) for unit in units), Fraction(0))
+            unpaid = [unit[3] for unit in units]
             for number, each in enumerate(included):
-                for unit in units:
+                for place, unit in enumerate(units):
                     if each.get("meter", "llm_tokens") == meter and _meets(each, unit):
-                        taken = min(left[number], unit[3])
+                        taken = min(left[number], unpaid[place])
                         left[number] -= taken
+                        unpaid[place] -= taken
                         charged -= taken * self._one(rate, unit)
         else:
             quantity = sum(unit[3] for unit in units)
-            free = 0
+            unpaid = [unit[3] for unit in units]
             for number, each in enumerate(included):
-                if each.get("meter", "llm_tokens") == meter:
-                    concerned = sum(unit[3] for unit in units if _meets(each, unit))
-                    taken = min(left[number], concerned, quantity - free)
-                    left[number] -= taken
-                    free += taken
+                for place, unit in enumerate(units):
+                    if each.get("meter", "llm_tokens") == meter and _meets(each, unit):
+                        taken = min(left[number], unpaid[place])
+                        left[number] -= taken
+                        unpaid[place] -= taken
+            free = quantity - sum(unpaid)
             if "flat" in rate:
                 charged = Fraction(rate["flat"]) if quantity > free else Fraction(0)
             else:

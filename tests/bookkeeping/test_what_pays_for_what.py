@@ -10,6 +10,7 @@ import pytest
 from tests.bookkeeping.conftest import LONG_AGO, NOVEMBER, OCTOBER
 from tests.bookkeeping.kit import call, counted
 from token_meter.billing.plans import PlansFile
+from token_meter.bookkeeping.event_corrections import record_all, voiding
 from token_meter.bookkeeping.verification import verify
 from token_meter.usage import Usage
 
@@ -171,3 +172,36 @@ def test_the_journal_balances_where_charges_do_not_end(desk):
         docs(desk, number, quantity)
 
     assert desk.credits.check() == []
+
+
+def test_usage_that_no_credit_paid_for_gives_none_when_it_is_taken_back(desk):
+    plan(desk, DOCS)
+    docs(desk, 1, 5, time=datetime(2026, 9, 5, tzinfo=UTC))  # there was no credit
+    desk.at = OCTOBER.start
+    desk.credits.grant("acme", "10", effective=OCTOBER.start)
+    docs(desk, 2, 10, time=datetime(2026, 10, 5, tzinfo=UTC))
+
+    record_all([voiding(desk.ledger, "evt_1", reason="a test", now=desk.at)], lambda each: desk.ledger.record([each]))
+
+    assert desk.credits.balance("acme") == 0
+
+
+def test_credit_goes_back_to_where_it_came_from(desk):
+    plan(desk, DOCS)
+    desk.at = OCTOBER.start
+    desk.credits.grant("acme", "10", expires=NOVEMBER.start, priority=50, id="old")
+    docs(desk, 1, 10, time=datetime(2026, 10, 5, tzinfo=UTC))
+    desk.at = NOVEMBER.start
+    desk.credits.grant("acme", "10", priority=10, id="new")
+    docs(desk, 2, 10)
+
+    record_all([voiding(desk.ledger, "evt_2", reason="a test", now=desk.at)], lambda each: desk.ledger.record([each]))
+
+    assert {each.id: each.remaining for each in desk.credits.grants("acme")} == {"old": 0, "new": 10}
+
+
+def test_credit_that_rolls_over_is_granted_for_periods_without_usage(desk):
+    plan(desk, DOCS, since=OCTOBER.start, credits=[{"amount": "10", "rolls_over": True}])
+    docs(desk, 1, 15)
+
+    assert (str(draft(desk).due_amount), desk.credits.balance("acme")) == ("0.00", 5)

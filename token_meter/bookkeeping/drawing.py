@@ -15,7 +15,7 @@ from typing import Final
 
 from sqlalchemy import Connection, select
 
-from token_meter.billing.catalogue import Catalogue
+from token_meter.billing.catalogue import LATEST, Catalogue, Terms
 from token_meter.billing.credit import (
     ANYTHING,
     CreditGrant,
@@ -27,7 +27,7 @@ from token_meter.billing.credit import (
     scope_of,
     taken_from,
 )
-from token_meter.billing.plans import period_of
+from token_meter.billing.plans import Period, Plan, period_of
 from token_meter.bookkeeping.credit_rows import insert_grant, post, read_grants
 from token_meter.bookkeeping.notice_rows import note_recharge
 from token_meter.ledger.ratings import Read, read_ratings
@@ -43,6 +43,8 @@ _PROVIDER: Final = SERIES_COLUMNS.index("provider")
 _MODEL: Final = SERIES_COLUMNS.index("model")
 _METER: Final = SERIES_COLUMNS.index("meter")
 RATINGS_REMEMBERED_MAX: Final = 50_000
+PERIODS_BACK_MAX: Final = 60
+"""For so many periods without usage credit that rolls over is granted afterwards."""
 
 Who = tuple[str, str]
 """Mode and customer; an empty customer is nobody."""
@@ -118,7 +120,10 @@ class Drawing:
                 [_begun(grant, at, end) for grant in mine], amount, currency=currency, at=end, place=place
             )
         else:
-            back = given_back(mine, EXACT.minus(amount), currency=currency, place=place)
+            # What an invoice settled was paid with credit that came later in the period.
+            _, period = self._plan_and_period(mode, customer, at)
+            theirs = [each for each in mine if each.effective < period.stop and (each.expires or LATEST) > at]
+            back = given_back(theirs, EXACT.minus(amount), currency=currency, place=place)
             parts = [Part(grant, EXACT.minus(part)) for grant, part in back]
         if parts:
             known = {grant.id: grant for grant in mine}
@@ -150,21 +155,44 @@ class Drawing:
         return {grant.id: (grant.mode, grant.customer) for grant in wanted}
 
     def _recurring(self, mode: str, customer: str, moment: datetime) -> Iterator[CreditGrant]:
-        terms, _, _ = self._catalogue.terms(mode, customer, moment)
+        terms, period = self._plan_and_period(mode, customer, moment)
         plan = terms.plan.content if terms.plan is not None else None
         if plan is None or not plan.credits:
             return
-        anchored = plan.anchor == "subscription" and terms.subscription is not None
-        anchor = terms.subscription.start if anchored and terms.subscription is not None else None
-        period = period_of(moment, plan.period, anchor)
         for number, credit in enumerate(plan.credits):
-            name = f"{mode}|{customer}|{plan.name}|{period.start.isoformat()}|{number}"
-            yield CreditGrant(
-                id="grt_" + hashlib.sha256(name.encode()).hexdigest()[:20], customer=customer, amount=credit.amount,
-                currency=plan.currency, effective=period.start, created=period.start, kind=credit.kind,
-                priority=credit.priority, expires=None if credit.rolls_over else period.stop, mode=mode,
-                title=f"Included with {plan.name}", remaining=credit.amount, scope=scope_of(credit.scope),
-            )  # fmt: skip
+            yield _recurring_grant(mode, customer, plan, period, number)
+            if credit.rolls_over and terms.subscription is not None:
+                # Periods without usage have given theirs, too.
+                for earlier in self._earlier(terms.subscription.start, mode, customer, period):
+                    yield _recurring_grant(mode, customer, plan, earlier, number)
+
+    def _earlier(self, start: datetime, mode: str, customer: str, period: Period) -> Iterator[Period]:
+        """The periods before this one since a subscription began."""
+        for _ in range(PERIODS_BACK_MAX):
+            if period.start <= start:
+                return
+            _, period = self._plan_and_period(mode, customer, period.start - MICROSECOND)
+            yield period
+
+    def _plan_and_period(self, mode: str, customer: str, moment: datetime) -> tuple[Terms, Period]:
+        """What holds for a customer, and the billing period around a moment."""
+        terms, _, _ = self._catalogue.terms(mode, customer, moment)
+        plan = terms.plan.content if terms.plan is not None else None
+        anchored = plan is not None and plan.anchor == "subscription" and terms.subscription is not None
+        anchor = terms.subscription.start if anchored and terms.subscription is not None else None
+        return terms, period_of(moment, plan.period if plan is not None else "month", anchor)
+
+
+def _recurring_grant(mode: str, customer: str, plan: Plan, period: Period, number: int) -> CreditGrant:
+    """The credit that a plan grants with a period. Its id follows from both: it is granted once."""
+    credit = plan.credits[number]
+    name = f"{mode}|{customer}|{plan.name}|{period.start.isoformat()}|{number}"
+    return CreditGrant(
+        id="grt_" + hashlib.sha256(name.encode()).hexdigest()[:20], customer=customer, amount=credit.amount,
+        currency=plan.currency, effective=period.start, created=period.start, kind=credit.kind,
+        priority=credit.priority, expires=None if credit.rolls_over else period.stop, mode=mode,
+        title=f"Included with {plan.name}", remaining=credit.amount, scope=scope_of(credit.scope),
+    )  # fmt: skip
 
 
 def _begun(grant: CreditGrant, start: datetime, end: datetime) -> CreditGrant:
