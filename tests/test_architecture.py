@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
                "shipped stated tariff"),
     # 3: what is charged. `billing` is pure, `bookkeeping` keeps it in a ledger.
     ("billing", ". cards catalogue collapse correction credit credit_line fields invoice line lines meters plan_lines "
-                "plans rating render"),
+                "plans rating render replay"),
     ("bookkeeping", ". accrual aggregates credit_book credit_rows customers drawing event_corrections event_prices "
                     "invoice_book invoice_desk invoice_rows "
                     "lazy notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments "

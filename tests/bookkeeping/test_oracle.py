@@ -330,3 +330,47 @@ def test_invoices_come_to_what_the_oracle_says(scene):
         assert invoice.due_amount == exact.quantize(Decimal("0.01"), ROUND_HALF_EVEN, context=EXACT)
         assert total(line.amount for line in invoice.lines) == invoice.due_amount
         verify(scene.ledger, str(invoice.number))
+
+
+def november_of(folder, name, seed, order):
+    """A month of usage with credit that begins and ends within it, recorded in an order of its own: what is due, what
+    each grant paid, what is left of it."""
+    chosen = random.Random(seed)
+    plan, events = some_plan(chosen, "one", steady=True), []
+    for number in range(chosen.randrange(2, 14)):
+        events.append(some_event(chosen, number, NOVEMBER)[1])
+    grants = []
+    for number in range(chosen.randrange(1, 4)):
+        effective = chosen.choice([OCTOBER.start, some_moment(chosen, NOVEMBER)])
+        expires = chosen.choice([None, DECEMBER.start, some_moment(chosen, NOVEMBER)])
+        scope = chosen.choice([{}, {}, {"model": "model-a"}, {"meter": "docs"}])
+        if expires is None or expires > effective:
+            more = {"priority": chosen.randrange(0, 3), "scope": scope, "id": f"grant {number}"}
+            grants.append({"amount": some_amount(chosen, 60), "effective": effective, "expires": expires} | more)
+    random.Random(f"{seed} {order}").shuffle(events)
+    with Ledger(folder / f"{name}.db", rater=LedgerRater(overrides_of([(LONG_AGO, some_prices(chosen))]))) as ledger:
+        desk = Desk(ledger, at=OCTOBER.start)
+        card = {"name": "tokens", "rates": [{"per_unit": "0.001"}]}
+        file = {"meters": [{"name": "docs"}], "rate_cards": [card], "plans": [plan]}
+        desk.plans.keep(PlansFile.model_validate(file), effective_from=LONG_AGO)
+        desk.plans.subscribe("acme", "one", start=LONG_AGO)
+        for grant in grants:
+            desk.credits.grant("acme", **grant)
+        size = 1 + order
+        for start in range(0, len(events), size):
+            ledger.record(events[start : start + size])
+        desk.at = DECEMBER.start + timedelta(hours=1)
+        written = desk.invoices.run(NOVEMBER).written
+        assert desk.credits.check() == []
+        for each in written:
+            verify(ledger, each.number)
+        paid = [line.math for each in written for line in each.lines if line.kind == "credit"]
+        left = {each.id: each.remaining for each in desk.credits.grants("acme")}
+        return [each.due_amount for each in written], paid, left
+
+
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + SEEDS // 2))
+def test_what_credit_pays_does_not_depend_on_the_order_of_recording(seed, tmp_path):
+    first, *others = (november_of(tmp_path, str(order), seed, order) for order in range(4))
+
+    assert others == [first] * 3

@@ -205,3 +205,35 @@ def test_credit_that_rolls_over_is_granted_for_periods_without_usage(desk):
     docs(desk, 1, 15)
 
     assert (str(draft(desk).due_amount), desk.credits.balance("acme")) == ("0.00", 5)
+
+
+@pytest.mark.parametrize("batches", [[[10], [20]], [[20], [10]], [[20, 10]], [[10, 20]]])
+def test_credit_pays_by_the_time_of_usage_whatever_came_first(desk, batches):
+    plan(desk, DOCS)
+    desk.credits.grant("acme", "10", effective=OCTOBER.start, expires=day(15), priority=50)
+    desk.credits.grant("acme", "10", effective=OCTOBER.start, priority=10)
+    for numbers in batches:
+        desk.ledger.record([counted(number, 10, meter="docs", time=day(number)) for number in numbers])
+
+    assert str(draft(desk).due_amount) == "10.00"
+    desk.at = datetime(2026, 12, 2, tzinfo=UTC)
+    (invoice,) = desk.invoices.run(NOVEMBER).written
+    assert (str(invoice.due_amount), desk.credits.balance("acme")) == ("10.00", 0)
+    verify(desk.ledger, invoice.number)
+    assert desk.credits.check() == []
+
+
+def test_what_paid_and_has_expired_since_has_paid(desk):
+    plan(desk, DOCS)
+    desk.at = day(10)
+    desk.credits.grant("acme", "10", effective=OCTOBER.start, expires=day(15), priority=50, id="a")
+    docs(desk, 1, 10, time=day(10))
+    desk.at = day(20)
+    desk.credits.grant("acme", "10", effective=day(12), priority=10, id="b")
+    desk.at = datetime(2026, 12, 2, tzinfo=UTC)
+
+    (invoice,) = desk.invoices.run(NOVEMBER).written
+
+    assert str(invoice.due_amount) == "0.00"
+    assert {each.id: each.remaining for each in desk.credits.grants("acme")} == {"a": 0, "b": 10}
+    verify(desk.ledger, invoice.number)

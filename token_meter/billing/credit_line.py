@@ -16,13 +16,15 @@ class Credit(NamedTuple):
     """What may be used of a grant, and for what.
 
     `available` is what usage has drawn and no invoice tells yet, and what is left; below zero where more came back than
-    can be drawn again (it has expired meanwhile). `returned` is what came back of what earlier invoices used.
+    can be drawn again (it has expired meanwhile). `returned` is what came back of what earlier invoices used. `first`:
+    so much of it pays before the others do, because nothing else was usable at the time of the usage (replay.py).
     """
 
     grant: str
     available: Decimal
     scope: Scope = ()
     returned: Decimal = ZERO
+    first: Decimal = ZERO
 
 
 _PAID_BY_CREDIT: Final = ("usage", "included", "minimum", "discount", "correction")
@@ -54,13 +56,15 @@ def credit_line(lines: Sequence[Line], credit: Sequence[Credit], period: Period)
 def _paid(lines: Sequence[Line], credit: Sequence[Credit], left: Decimal) -> dict[str, Decimal]:
     places = _net(lines, left)
     used: dict[str, Decimal] = {}
-    for each in credit:
+    rests = [(each, EXACT.subtract(each.available, each.first)) for each in credit]
+    for each, able in [*((each, each.first) for each in credit), *rests]:
         matching = [place for place in places if places[place] > ZERO and pays_for(each.scope, place)]
         most = total(places[place] for place in matching) if each.scope else left
-        amount = min(each.available, most, left)
+        amount = min(able, most, left)
         if amount <= ZERO:
             continue
-        used[each.grant], left = amount, EXACT.subtract(left, amount)
+        used[each.grant] = EXACT.add(used.get(each.grant, ZERO), amount)
+        left = EXACT.subtract(left, amount)
         for place in matching:
             part = min(amount, places[place])
             places[place], amount = EXACT.subtract(places[place], part), EXACT.subtract(amount, part)

@@ -16,12 +16,13 @@ from sqlalchemy import Connection
 
 from token_meter.billing.catalogue import Catalogue
 from token_meter.billing.correction import Correction, corrections_to
-from token_meter.billing.credit import burn_order
+from token_meter.billing.credit import CreditGrant, burn_order
 from token_meter.billing.credit_line import Credit, credit_told
 from token_meter.billing.invoice import Bought, Invoice, draw_up
 from token_meter.billing.line import Line, Segment
 from token_meter.billing.lines import lines_of
 from token_meter.billing.plans import Period
+from token_meter.billing.replay import cut, replayed
 from token_meter.bookkeeping.credit_rows import bought_in, settle
 from token_meter.bookkeeping.invoice_rows import (
     Documents,
@@ -237,7 +238,10 @@ class InvoiceDesk:
             "meters": self._meters,
             "corrections": [self._documents.correction(each) for each in corrections],
             "bought": [[each.grant, each.title, plain(each.price)] for each in bought],
-            "credit": [[each.grant, plain(each.available), dict(each.scope), plain(each.returned)] for each in credit],
+            "credit": [
+                [each.grant, plain(each.available), dict(each.scope), plain(each.returned), plain(each.first)]
+                for each in credit
+            ],
             "terms": terms_text(billing),
             "final": [kept.invoice.number for kept in self._final(customer)] if corrections else [],
             "notes": notes,
@@ -280,12 +284,34 @@ class InvoiceDesk:
         """What may be used of a customer's grants, in burn order: what usage has drawn and no invoice tells yet, and
         what is left."""
         last, drawn, found = billing.period.stop - MICROSECOND, self._drawn(customer, billing), []
-        for grant in burn_order(self._page.grants(customer)):
-            mine = drawn.get(grant.id, ZERO)
+        grants = [each for each in burn_order(self._page.grants(customer)) if each.currency == billing.currency]
+        parts = cut(billing.period, grants)
+        here = self._replayed(customer, billing, parts, grants) if len(parts) > 1 else {}
+        for grant in grants:
+            mine, first = drawn.get(grant.id, ZERO), ZERO
             available = EXACT.add(mine, grant.remaining if grant.usable_at(last) else ZERO)
-            if grant.currency == billing.currency and (available or mine):
-                found.append(Credit(grant.id, available, grant.scope, max(ZERO, EXACT.minus(mine))))
+            if here:
+                paid, taken = here[grant.id]
+                # What was drawn for other periods, which are final, stays: it pays for what came late to them.
+                others = EXACT.subtract(mine, taken)
+                first = max(ZERO, EXACT.add(paid, others))
+                available = available if grant.usable_at(last) else EXACT.add(paid, others)
+            if available or mine:
+                found.append(Credit(grant.id, available, grant.scope, max(ZERO, EXACT.minus(mine)), first))
         return found
+
+    def _replayed(
+        self, customer: str, billing: Billing, parts: Sequence[Period], grants: Sequence[CreditGrant]
+    ) -> dict[str, tuple[Decimal, Decimal]]:
+        """Of each grant what it pays of a period by the time of the usage, and what was drawn of it for the period."""
+        taken = dict.fromkeys((each.id for each in grants), ZERO)
+        for grant_id, moment, amount in self._page.drawn(customer):
+            if grant_id in taken and _floor(billing.period.start) <= moment < billing.period.stop:
+                taken[grant_id] = EXACT.add(taken[grant_id], amount)
+        pools = {each.id: max(ZERO, EXACT.add(taken[each.id], each.remaining)) for each in grants}
+        alone = Page(self._store, self._connection, self._mode, [customer])
+        paid = replayed([(part, alone.metered(customer, part)) for part in parts], grants, pools)
+        return {each.id: (paid[each.id], taken[each.id]) for each in grants}
 
     def _drawn(self, customer: str, billing: Billing) -> dict[str, Decimal]:
         """What usage has drawn of each grant and no final invoice tells: in this period, and in those that are final,

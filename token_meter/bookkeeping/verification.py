@@ -170,8 +170,10 @@ def _check_arithmetic(connection: Connection, kept: Kept, known: Mapping[int, Re
         corrections=[_corrected(connection, kept, each, known, meters) for each in inputs["corrections"]],
         bought=[Bought(grant, title, decimal_of_exact(price)) for grant, title, price in inputs["bought"]],
         credit=[
-            Credit(grant, decimal_of_exact(amount), scope_of(scope), decimal_of_exact(returned))
-            for grant, amount, scope, returned in inputs["credit"]
+            Credit(
+                grant, decimal_of_exact(amount), scope_of(scope), decimal_of_exact(returned), decimal_of_exact(first)
+            )
+            for grant, amount, scope, returned, first in inputs["credit"]
         ],
         tax_percent=None if inputs["tax_percent"] is None else decimal_of(inputs["tax_percent"], "tax"),
         rounding=invoice.rounding,
