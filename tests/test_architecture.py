@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("ledger", ". corrections costs first_sight lateness ledger migrate opening periods postgresql query rater ratings "
                "record rollups rows sqlite store tables text usage values"),
     ("ledger.migrations", ". env versions versions.v0001_first versions.v0002_customers versions.v0003_rating "
-                          "versions.v0004_credit_scope versions.v0005_subscriptions"),
+                          "versions.v0004_credit_scope versions.v0005_subscriptions versions.v0006_budgets"),
     ("accounts", ". book csv_columns csv_export csv_import customer directory"),
     ("prices", ". book change context drift factors feed_check feeds genai likely merge model names overrides price "
                "shipped stated tariff"),
@@ -46,6 +46,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
                     "invoice_book invoice_desk invoice_rows "
                     "lazy notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments "
                     "settings shipped_books subscription_rows verification"),
+    ("budgets", ". hold holding memory_store postgresql_store rows sqlite_store stores window"),
     # 4: what users hold in their hands.
     ("", "charging customer health lines meter reconcile recorder"),
     ("partners", ". base callback client cloudflare events fields files importing intake known litellm names openrouter pulling "
@@ -66,7 +67,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
             "progress quarantine rated reconcile search setup sidecar sink_names subscriptions tables terminal text usage version waiting"),
     ("cli.demo", ". acme crew customers folder globex initech reconciliation report screen story worker"),
 )  # fmt: skip
-LAYER_OF_ROW = (1, 2, 2, 2, 2, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5)
+LAYER_OF_ROW = (1, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5)
 FACADE = 4
 """`import token_meter` gives everything up to the Meter."""
 
@@ -83,7 +84,7 @@ BRIDGE = "answers"
 """The journal knows no provider; this one module reads what a provider said out of a line."""
 
 THIRD_PARTIES = {
-    "sqlalchemy": ("ledger", "accounts", "bookkeeping", "cli.place"),
+    "sqlalchemy": ("ledger", "accounts", "bookkeeping", "budgets", "cli.place"),
     "alembic": ("ledger",),
     "wrapt": ("providers.patching",),
     "requests": ("sinks.http", "sinks.connections", "prices.feeds"),

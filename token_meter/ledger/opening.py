@@ -133,6 +133,14 @@ class Opened:
                 yield store, connection
 
     @contextmanager
+    def quick(self, *, wait: bool = True) -> Iterator[Any]:
+        """A connection of the driver for short steps; see `Store.quick`."""
+        with self._gate:
+            store = self._opened()
+            with store.quick(wait=wait) as connection:
+                yield connection
+
+    @contextmanager
     def alone(self) -> Iterator[Store]:
         """The store, for one thread of this process at a time: to write, and to remember what was written."""
         with self._gate:
@@ -163,10 +171,10 @@ class Opened:
             store.create()
             bring_up_to_date(store, self._declared)
         except (OSError, sqlite3.Error, DatabaseError) as problem:
-            store.engine.dispose()
+            store.close()
             raise _explain(store, problem) from problem
         except TokenMeterError:
-            store.engine.dispose()
+            store.close()
             raise
         return store
 
@@ -176,7 +184,7 @@ class Opened:
         self._closed = True
         store, self._store = self._store, None
         if store is not None:
-            store.engine.dispose()
+            store.close()
         self._gate.open()
 
     def before_fork(self) -> None:

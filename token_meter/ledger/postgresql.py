@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import BoundedSemaphore
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import (
@@ -22,11 +25,17 @@ from sqlalchemy.dialects.postgresql import insert
 
 from token_meter.errors import MissingExtra
 from token_meter.ledger.rows import COLUMNS
-from token_meter.ledger.store import QuantityRow, Store
+from token_meter.ledger.store import LedgerError, QuantityRow, Store
 from token_meter.ledger.tables import events
 
 CONNECT_SECONDS: Final = 10
 """How long to wait for a server that does not answer, unless the URL says `connect_timeout`."""
+
+QUICK_CONNECTIONS_MAX: Final = 8
+"""So many connections one process has for quick steps."""
+
+QUICK_WAIT: Final = "5s"
+"""How long a quick step waits for a row that another one has locked."""
 
 _TYPES: Final = {
     "digest": "bytea[]",
@@ -53,6 +62,8 @@ class PostgresqlStore(Store):
 
     def __init__(self, url: URL) -> None:
         self.place = url.render_as_string(hide_password=True)
+        self._quick: deque[Any] = deque()
+        self._quick_slots = BoundedSemaphore(QUICK_CONNECTIONS_MAX)
         # The server converts, so that text it cannot hold is refused by it, for exactly that event.
         arguments: dict[str, Any] = {
             "application_name": "token_meter",
@@ -67,6 +78,7 @@ class PostgresqlStore(Store):
                 pool_pre_ping=True,
                 connect_args=given,
             )
+            self._given = given
         except ImportError:
             raise MissingExtra("a PostgreSQL ledger needs: pip install 'token-meter[postgres]'") from None
 
@@ -75,6 +87,41 @@ class PostgresqlStore(Store):
         if purpose == "write":
             return self.engine.connect().execution_options(isolation_level="READ COMMITTED")
         return self.engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    @contextmanager
+    def quick(self, *, wait: bool = True) -> Iterator[Any]:
+        if not self._quick_slots.acquire(blocking=wait):
+            raise LedgerError(f"every quick connection to the ledger {self.place} is in use")
+        connection = None
+        try:
+            connection = self._quick.pop() if self._quick else self._connect_quick()
+            yield connection
+        except BaseException as problem:
+            usable = connection is not None and not (connection.closed or connection.broken)
+            if connection is not None and not usable:
+                connection, _ = None, connection.close()
+            if isinstance(problem, self.engine.dialect.loaded_dbapi.Error):
+                raise LedgerError(f"the ledger {self.place}: {_first_line(problem)}") from problem
+            raise
+        finally:
+            if connection is not None:
+                self._quick.append(connection)
+            self._quick_slots.release()
+
+    def _connect_quick(self) -> Any:
+        # Not of the pool: it is kept, and nothing is asked of the server when it is used again.
+        dialect = self.engine.dialect
+        arguments, named = dialect.create_connect_args(self.engine.url)
+        connection: Any = dialect.loaded_dbapi.connect(*arguments, **{**named, **self._given, "autocommit": True})
+        connection.execute("SET synchronous_commit = off")
+        connection.execute(f"SET lock_timeout = '{QUICK_WAIT}'")
+        return connection
+
+    def close(self) -> None:
+        """Close every connection, the quick ones as well."""
+        while self._quick:
+            self._quick.pop().close()
+        super().close()
 
     def create(self) -> None:
         """The database and the schema are the operator's to make."""
@@ -114,6 +161,10 @@ class PostgresqlStore(Store):
 
     def member(self, document: ColumnElement[Any], name: str | ColumnElement[Any]) -> ColumnElement[Any]:
         return cast(document, JSON).op("->>")(name)
+
+
+def _first_line(problem: BaseException) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
 
 
 def _array(values: Iterable[object]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -31,6 +32,9 @@ from token_meter.ledger.tables import events
 BUSY_SECONDS: Final = 10.0
 """How long a writer waits for another one, unless the URL says `?timeout=`; then the reporter tries again later."""
 
+QUICK_BUSY_SECONDS: Final = 5.0
+"""How long a quick step waits for a writer, such as a reporter that records a batch."""
+
 CHECKPOINT_PAGES: Final = 4_000
 """The write-ahead log is folded into the file every so many pages (of 4 KiB)."""
 
@@ -51,6 +55,8 @@ class SqliteStore(Store):
         self.path = path
         self.place = str(path)
         self._busy_seconds = busy_seconds
+        self._quick: sqlite3.Connection | None = None
+        self._quick_lock = threading.Lock()
         self.engine = create_engine(
             URL.create("sqlite", database=str(path)),
             hide_parameters=True,
@@ -79,9 +85,33 @@ class SqliteStore(Store):
         finally:
             raw.close()
 
+    @contextmanager
+    def quick(self, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
+        if not self._quick_lock.acquire(blocking=wait):
+            raise LedgerError(f"the ledger {self.place} is in use")
+        try:
+            if self._quick is None:
+                self._quick = sqlite3.connect(
+                    self.path, isolation_level=None, timeout=QUICK_BUSY_SECONDS, check_same_thread=False
+                )
+                _prepare_connection(self._quick, None)
+                self._quick.execute("PRAGMA synchronous = NORMAL")
+            yield self._quick
+        except sqlite3.Error as problem:
+            raise LedgerError(f"the ledger {self.place}: {problem}") from problem
+        finally:
+            self._quick_lock.release()
+
+    def close(self) -> None:
+        """Close every connection, the quick one as well."""
+        quick, self._quick = self._quick, None
+        if quick is not None:
+            quick.close()
+        super().close()
+
     def before_fork(self) -> None:
         """Close every connection: SQLite's are not fit to be inherited."""
-        self.engine.dispose()
+        self.close()
 
     def lock(self, connection: Connection, *, shared: bool) -> None:
         """BEGIN IMMEDIATE has taken it: there is only one writer."""

@@ -66,6 +66,17 @@ class Store(ABC):
     def create(self) -> None:
         """Make the database ready to be opened for the first time, as far as that is ours to do."""
 
+    @abstractmethod
+    @contextmanager
+    def quick(self, *, wait: bool = True) -> Iterator[Any]:
+        """A connection of the driver for short steps of one statement or transaction each, which need not survive a
+        power failure. `wait`: else LedgerError is raised where another thread has it."""
+        yield
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
     def before_fork(self) -> None:
         """The process is about to fork, and no transaction is under way."""
         return

@@ -186,6 +186,7 @@ state: Final = Table(
     Column("created", BigInteger, nullable=False),
     Column("catalogue", BigInteger, nullable=False, comment="grows when prices, plans or subscriptions change"),
     Column("closed", BigInteger, nullable=False, comment="until when invoices are final"),
+    Column("budgets", BigInteger, nullable=False, server_default="0", comment="grows when who may spend what changes"),
 )
 
 ratings: Final = Table(
@@ -353,6 +354,45 @@ prices: Final = Table(
     Column("document", Text, nullable=False, comment="JSON"),
 )
 Index(PREFIX + "prices_price", prices.c.price, prices.c.number)
+
+budgets: Final = Table(
+    PREFIX + "budgets",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("mode", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("changed", BigInteger, nullable=False),
+    Column("ended", BigInteger, comment="when it was taken away"),
+    Column("document", Text, nullable=False, comment="JSON"),
+)
+
+spend: Final = Table(
+    PREFIX + "spend",
+    metadata,
+    Column("budget", _Id, primary_key=True, comment="a budget, or `credit`"),
+    Column("subject", _Id, primary_key=True, comment="JSON: whose"),
+    Column("start", BigInteger, primary_key=True, autoincrement=False, comment="of its window; -1: of a rolling one"),
+    Column("spent", BigInteger, nullable=False, comment="in the smallest parts that the budget counts"),
+    Column("held", BigInteger, nullable=False, comment="reserved by calls under way"),
+    Column("lost", BigInteger, nullable=False, comment="reserved by calls of which nobody knows what became"),
+    Column("noted", Integer, nullable=False, comment="the highest percentage that was told"),
+    Column("epoch", Integer, nullable=False, comment="how often it was reset"),
+    sqlite_with_rowid=False,
+)
+
+holds: Final = Table(
+    PREFIX + "holds",
+    metadata,
+    Column("id", _Id, primary_key=True, comment="the event it waits for"),
+    Column("state", Text, nullable=False, comment="held, lost or settled"),
+    Column("sent", Integer, nullable=False, comment="1: the provider may have got the request"),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Column("parts", Text, nullable=False, comment="JSON: budget, subject, start, amount, bucket of each"),
+    Column("who", Text, nullable=False, comment="JSON, for people"),
+    sqlite_with_rowid=False,
+)
+Index(PREFIX + "holds_expires", holds.c.state, holds.c.expires)
 
 customers: Final = Table(
     PREFIX + "customers",

@@ -1,0 +1,187 @@
+"""Holds in the ledger's SQLite file: one immediate transaction each, on a connection of their own.
+
+`synchronous=NORMAL`: after a power failure the last holds may be gone, and so are the processes that made them. What
+was spent is not: that is recorded with its event.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from decimal import ROUND_FLOOR, Decimal
+from typing import Any, Final
+
+from token_meter.billing.credit import pays_for, scope_of
+from token_meter.budgets import holding
+from token_meter.budgets.hold import (
+    CREDIT_DECIMALS,
+    Became,
+    CreditAsk,
+    Generation,
+    Held,
+    Level,
+    Request,
+    Unreachable,
+    Verdict,
+    kept_parts,
+    read_parts,
+)
+from token_meter.budgets.holding import Counter, Key
+from token_meter.errors import TokenMeterError
+from token_meter.ledger.ledger import Ledger
+from token_meter.ledger.tables import budgets, events, grants, holds, spend, state
+from token_meter.ledger.text import to_stored
+from token_meter.money import EXACT, total
+
+_GENERATION: Final = f"SELECT budgets, catalogue FROM {state.name} WHERE id = 1"
+_COUNTER: Final = f"SELECT spent, held, lost, noted FROM {spend.name} WHERE budget = ? AND subject = ? AND start = ?"
+_ROLLING: Final = f"SELECT sum(spent) FROM {spend.name} WHERE budget = ? AND subject = ? AND start > ? AND start >= 0"
+_ADD: Final = (
+    f"UPDATE {spend.name} SET spent = spent + ?, held = held + ?, lost = lost + ? "
+    "WHERE budget = ? AND subject = ? AND start = ?"
+)
+_BUCKET: Final = (
+    f"INSERT INTO {spend.name} (budget, subject, start, spent, held, lost, noted, epoch) "
+    "VALUES (?, ?, ?, ?, 0, 0, 0, 0) ON CONFLICT DO UPDATE SET spent = spent + excluded.spent"
+)
+_GET: Final = f"SELECT id, state, sent, created, expires, parts, who FROM {holds.name} WHERE id = ?"
+_PUT: Final = (
+    f"INSERT INTO {holds.name} (id, state, sent, created, expires, parts, who) VALUES (?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (id) DO UPDATE SET state = excluded.state, parts = excluded.parts"
+)
+_EXPIRED: Final = f"SELECT id, sent FROM {holds.name} WHERE state = 'held' AND expires <= ? LIMIT 1000"
+_GRANTS: Final = (
+    f"SELECT remaining, scope FROM {grants.name} WHERE mode = ? AND customer = ? AND currency = ? "
+    "AND effective <= ? AND (expires IS NULL OR expires > ?)"
+)
+assert budgets is not None
+
+
+class SqliteHolds:
+    """A HoldStore in the ledger's own file."""
+
+    quick = True
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def hold(self, request: Request, *, wait: bool = True) -> Verdict | None:
+        """Reserve all parts or none."""
+        try:
+            return self._alone(lambda rows: holding.hold(rows, request), wait=wait)
+        except Unreachable:
+            if wait:
+                raise
+            return None
+
+    def settle(self, id: str, became: Became, amounts: Sequence[int] = (), *, event: str | None = None) -> list[Level]:
+        """End a hold, once."""
+        return self._alone(lambda rows: holding.settle(rows, id, became, amounts, event))
+
+    def charge(self, request: Request) -> list[Level]:
+        """Count what was spent without a hold."""
+        return self._alone(lambda rows: holding.charge(rows, request))
+
+    def mark_sent(self, ids: Sequence[str]) -> None:
+        """From here on the provider may have got these requests."""
+        self._alone(lambda rows: rows.mark_sent(ids))
+
+    def sweep(self, now: int) -> tuple[int, int]:
+        """Look after holds that have expired."""
+        given_back = lost = 0
+        while True:
+            found = self._alone(lambda rows: rows.sweep(now))
+            given_back, lost = given_back + found[0], lost + found[1]
+            if not any(found):
+                return given_back, lost
+
+    def _alone(self, action: Callable[[_Rows], Any], *, wait: bool = True) -> Any:
+        try:
+            with self._ledger.quick(wait=wait) as connection:
+                if not wait:
+                    connection.execute("PRAGMA busy_timeout = 0")
+                try:
+                    with _transaction(connection):
+                        return action(_Rows(connection))
+                finally:
+                    if not wait:
+                        connection.execute(f"PRAGMA busy_timeout = {WAIT_MILLISECONDS}")
+        except (sqlite3.Error, TokenMeterError) as problem:
+            raise Unreachable(str(problem)) from problem
+
+
+WAIT_MILLISECONDS: Final = 5_000
+"""So long a hold waits while another process writes, such as a reporter that records a batch."""
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+class _Rows:
+    """`holding.Rows` on a connection that is inside a transaction."""
+
+    __slots__ = ("_execute",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._execute = connection.execute
+
+    def generation(self) -> Generation:
+        return self._execute(_GENERATION).fetchone()  # type: ignore[no-any-return]
+
+    def counter(self, key: Key) -> Counter | None:
+        return self._execute(_COUNTER, key).fetchone()  # type: ignore[no-any-return]
+
+    def rolling(self, budget: str, subject: str, after: int) -> int:
+        return self._execute(_ROLLING, (budget, subject, after)).fetchone()[0] or 0
+
+    def add(self, key: Key, spent: int, held: int, lost: int) -> None:
+        self._execute(_ADD, (spent, held, lost, *key))
+
+    def add_bucket(self, budget: str, subject: str, bucket: int, spent: int) -> None:
+        self._execute(_BUCKET, (budget, subject, bucket, spent))
+
+    def balance(self, credit: CreditAsk, now: int) -> int:
+        place = tuple(credit.place.get(name) for name in ("meter", "provider", "model", "token_type"))
+        who = (credit.mode, to_stored(credit.customer), credit.currency, now, now)
+        usable = [
+            Decimal(remaining)
+            for remaining, scope in self._execute(_GRANTS, who)
+            if not scope or pays_for(scope_of(json.loads(scope)), place)
+        ]
+        return int(EXACT.multiply(total(usable), 10**CREDIT_DECIMALS).to_integral_value(rounding=ROUND_FLOOR))
+
+    def get(self, id: str) -> Held | None:
+        row = self._execute(_GET, (id,)).fetchone()
+        if row is None:
+            return None
+        return Held(row[0], row[1], bool(row[2]), row[3], row[4], read_parts(row[5]), json.loads(row[6]))
+
+    def put(self, hold: Held) -> None:
+        self._execute(_PUT, (hold.id, hold.state, int(hold.sent), hold.created, hold.expires, kept_parts(hold.parts),
+                             json.dumps(hold.who)))  # fmt: skip
+
+    def delete(self, id: str) -> None:
+        self._execute(f"DELETE FROM {holds.name} WHERE id = ?", (id,))
+
+    def is_recorded(self, event: str) -> bool:
+        return self._execute(f"SELECT 1 FROM {events.name} WHERE id = ?", (event,)).fetchone() is not None
+
+    def mark_sent(self, ids: Sequence[str]) -> None:
+        for id in ids:
+            self._execute(f"UPDATE {holds.name} SET sent = 1 WHERE id = ?", (id,))
+
+    def sweep(self, now: int) -> tuple[int, int]:
+        expired = self._execute(_EXPIRED, (now,)).fetchall()
+        for id, sent in expired:
+            holding.settle(self, id, "lost" if sent else "released", (), None)
+        return sum(not sent for _, sent in expired), sum(sent for _, sent in expired)
