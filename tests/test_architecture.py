@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
                     "invoice_book invoice_desk invoice_rows "
                     "lazy notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments "
                     "settings shipped_books subscription_rows verification"),
-    ("budgets", ". hold holding memory_store postgresql_store rows sqlite_store stores window"),
+    ("budgets", ". amounts budget crossing desk following hold holding memory_store policy postgresql_store rows snapshot sqlite_store stores window"),
     # 4: what users hold in their hands.
     ("", "charging customer health lines meter reconcile recorder"),
     ("partners", ". base callback client cloudflare events fields files importing intake known litellm names openrouter pulling "

@@ -12,6 +12,7 @@ TokenMeterError
   InvalidDocument        a file of prices, plans or credits is not what it should be; says line and field
     InvalidPrices        price overrides or a price feed
     InvalidPlan          rate cards and plans
+  InvalidBudget          a budget or a credit policy cannot be what it says
   InvalidReport          what came to a webhook is no report of the destination's (also a ValueError)
   MissingExtra           an optional package is needed: says which (is also an ImportError)
   SinkError
@@ -25,6 +26,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from datetime import datetime
+    from decimal import Decimal
+
     from token_meter.event import MeterEvent
 
 
@@ -41,7 +45,38 @@ class MeteringUnavailable(TokenMeterError):
 
 
 class BudgetExceeded(TokenMeterError):
-    """A budget set by the operator leaves no room for this call."""
+    """A budget set by the operator leaves no room for this call: nothing was sent, and nothing is billed.
+
+    (Raised by a stream: its budget was used up while it ran; what it had produced is billed.) `budget` is what refused
+    ("credit", "paused", or the budget's label), `scope` whose it is, `limit`, `spent` and `held` are decimals of
+    `unit`, `needed` is what this call was taken to need, `resets_at` when the window ends (None: not by itself), and
+    `retry_after` so many seconds.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        budget: str = "",
+        scope: str = "",
+        unit: str = "",
+        limit: Decimal | None = None,
+        spent: Decimal | None = None,
+        held: Decimal | None = None,
+        needed: Decimal | None = None,
+        resets_at: datetime | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.budget = budget
+        self.scope = scope
+        self.unit = unit
+        self.limit = limit
+        self.spent = spent
+        self.held = held
+        self.needed = needed
+        self.resets_at = resets_at
+        self.retry_after = retry_after
 
 
 class NoLedger(TokenMeterError):
@@ -86,6 +121,10 @@ class InvalidCredit(TokenMeterError, ValueError):
 
 class NotVerified(TokenMeterError):
     """An invoice is not what its events, prices and plans make it: somebody changed one of them."""
+
+
+class InvalidBudget(TokenMeterError, ValueError):
+    """A budget or a credit policy cannot be what it says; the message names the field and what to write."""
 
 
 class InvalidReport(TokenMeterError, ValueError):

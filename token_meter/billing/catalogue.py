@@ -11,7 +11,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 from token_meter.billing.cards import RateCard, at_cost
 from token_meter.billing.meters import BUILT_IN, MeterDefinition
-from token_meter.billing.plans import Plan, Subscription
+from token_meter.billing.plans import Period, Plan, Subscription, period_of
 
 Kept = TypeVar("Kept", RateCard, Plan)
 
@@ -119,6 +119,14 @@ class Catalogue:
         cards = self._cards(plan, moment)
         start, stop = self._span(mode, customer, moment)
         return Terms(plan, cards, subscription), start, stop
+
+    def period_at(self, mode: str, customer: str | None, moment: datetime) -> tuple[Terms, Period]:
+        """What holds for a customer, and the billing period around a moment."""
+        terms, _, _ = self.terms(mode, customer, moment)
+        plan = terms.plan.content if terms.plan is not None else None
+        anchored = plan is not None and plan.anchor == "subscription" and terms.subscription is not None
+        anchor = terms.subscription.start if anchored and terms.subscription is not None else None
+        return terms, period_of(moment, plan.period if plan is not None else "month", anchor)
 
     def _cards(self, plan: Version[Plan] | None, moment: datetime) -> tuple[Version[RateCard], ...]:
         if plan is None:

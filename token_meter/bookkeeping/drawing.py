@@ -15,7 +15,7 @@ from typing import Final
 
 from sqlalchemy import Connection, select
 
-from token_meter.billing.catalogue import LATEST, Catalogue, Terms
+from token_meter.billing.catalogue import LATEST, Catalogue
 from token_meter.billing.credit import (
     ANYTHING,
     CreditGrant,
@@ -27,7 +27,7 @@ from token_meter.billing.credit import (
     scope_of,
     taken_from,
 )
-from token_meter.billing.plans import Period, Plan, period_of
+from token_meter.billing.plans import Period, Plan
 from token_meter.bookkeeping.credit_rows import insert_grant, post, read_grants
 from token_meter.bookkeeping.notice_rows import note_recharge
 from token_meter.ledger.ratings import Read, read_ratings
@@ -67,6 +67,7 @@ class Drawing:
         self._scoped = scoped is not None or any(credit.scope for credit in recurring)
         self._grants_recur = bool(recurring)
         self._rates: dict[int, Read] = {}
+        self._fresh: dict[int, Read] = {}
         self._granted: set[str] = set()
 
     def follow(
@@ -76,10 +77,12 @@ class Drawing:
         granted = self._grant_recurring(store, connection, measures) if self._grants_recur else {}
         holders = self._holders.union(granted.values())
         concerned = [(each, sign * each.sign) for each, sign in measures if _who(each) in holders]
-        learnt = self._learn(connection, {number for each, _ in concerned for number in each.rating.values()})
-        self._follow(store, connection, concerned, {**self._rates, **learnt} if learnt else self._rates)
+        self._fresh = {}
+        rates = self.rates(connection, {number for each, _ in concerned for number in each.rating.values()})
+        self._follow(store, connection, concerned, rates)
 
         def remember() -> None:
+            learnt = self._fresh
             self._granted.update(granted)
             self._holders.update(granted.values())
             if len(self._rates) > RATINGS_REMEMBERED_MAX:
@@ -104,10 +107,13 @@ class Drawing:
             if amounts[key]:
                 self._draw(store, connection, key, amounts[key])
 
-    def _learn(self, connection: Connection, numbers: set[int]) -> dict[int, Read]:
-        """Ratings that were not met before. True for this transaction: the numbers may yet be given to others."""
-        unknown = sorted(number for number in numbers if number and number not in self._rates)
-        return {read.number: read for read in read_ratings(connection, unknown)}
+    def rates(self, connection: Connection, numbers: set[int]) -> Mapping[int, Read]:
+        """The ratings with these numbers, and others. What is met for the first time is true for this transaction, and
+        remembered after it: the numbers may yet be given to others."""
+        known = self._rates
+        unknown = sorted(number for number in numbers if number and number not in known and number not in self._fresh)
+        self._fresh.update((read.number, read) for read in read_ratings(connection, unknown))
+        return {**known, **self._fresh} if self._fresh else known
 
     def _draw(self, store: Store, connection: Connection, key: Key, amount: Decimal) -> None:
         mode, customer, currency, hour, place = key
@@ -121,7 +127,7 @@ class Drawing:
             )
         else:
             # What an invoice settled was paid with credit that came later in the period.
-            _, period = self._plan_and_period(mode, customer, at)
+            _, period = self._catalogue.period_at(mode, customer, at)
             theirs = [each for each in mine if each.effective < period.stop and (each.expires or LATEST) > at]
             back = given_back(theirs, EXACT.minus(amount), currency=currency, place=place)
             parts = [Part(grant, EXACT.minus(part)) for grant, part in back]
@@ -155,7 +161,7 @@ class Drawing:
         return {grant.id: (grant.mode, grant.customer) for grant in wanted}
 
     def _recurring(self, mode: str, customer: str, moment: datetime) -> Iterator[CreditGrant]:
-        terms, period = self._plan_and_period(mode, customer, moment)
+        terms, period = self._catalogue.period_at(mode, customer, moment)
         plan = terms.plan.content if terms.plan is not None else None
         if plan is None or not plan.credits:
             return
@@ -171,16 +177,8 @@ class Drawing:
         for _ in range(PERIODS_BACK_MAX):
             if period.start <= start:
                 return
-            _, period = self._plan_and_period(mode, customer, period.start - MICROSECOND)
+            _, period = self._catalogue.period_at(mode, customer, period.start - MICROSECOND)
             yield period
-
-    def _plan_and_period(self, mode: str, customer: str, moment: datetime) -> tuple[Terms, Period]:
-        """What holds for a customer, and the billing period around a moment."""
-        terms, _, _ = self._catalogue.terms(mode, customer, moment)
-        plan = terms.plan.content if terms.plan is not None else None
-        anchored = plan is not None and plan.anchor == "subscription" and terms.subscription is not None
-        anchor = terms.subscription.start if anchored and terms.subscription is not None else None
-        return terms, period_of(moment, plan.period if plan is not None else "month", anchor)
 
 
 def _recurring_grant(mode: str, customer: str, plan: Plan, period: Period, number: int) -> CreditGrant:

@@ -15,6 +15,7 @@ from token_meter.bookkeeping.drawing import Drawing
 from token_meter.bookkeeping.notice_rows import write_notice
 from token_meter.bookkeeping.plan_book import read_catalogue, touch
 from token_meter.bookkeeping.price_rows import read_history
+from token_meter.budgets.following import Following
 from token_meter.bookkeeping.settings import read_setting, write_setting
 from token_meter.bookkeeping.shipped_books import Shelf
 from token_meter.event import MeterEvent
@@ -57,6 +58,7 @@ class LedgerRater:
         self._books: Shelf | None = None
         self._events: EventRater | None = None
         self._drawing: Drawing | None = None
+        self._following: Following | None = None
         if prices is not None:
             for doubt in self._shipped().doubts():
                 _log.warning("price overrides: %s", doubt)
@@ -99,6 +101,7 @@ class LedgerRater:
         catalogue = read_catalogue(connection)
         self._events = EventRater(self._book(connection), catalogue)
         self._drawing = Drawing(catalogue, connection)
+        self._following = Following(catalogue, connection)
 
     @property
     def _own(self) -> Overrides | None:
@@ -127,10 +130,13 @@ class LedgerRater:
     def charged(
         self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]
     ) -> Callable[[], None]:
-        """Draw what was charged from the customers' credit, and give back what was taken away; tell of what has no
-        price, once for each model."""
+        """Draw what was charged from the customers' credit, and give back what was taken away; count it in budgets; tell
+        of what has no price, once for each model."""
         assert self._events is not None and self._drawing is not None, "`renew` comes first"
-        followed = self._drawing.follow(store, connection, measures)
+        assert self._following is not None
+        drawing = self._drawing
+        followed = drawing.follow(store, connection, measures)
+        self._following.follow(store, connection, measures, lambda numbers: drawing.rates(connection, numbers))
         missing = [each for each in self._events.missing.values() if each.key not in self._told]
         new = [each for each in missing if self._write_notice(store, connection, each)]
 

@@ -50,12 +50,12 @@ def measures_of(connection: Connection, rows: Sequence[Row[Any]]) -> list[Measur
 def placed(correction: Measure, original: Row[Any] | Measure | None) -> Measure:
     """A correction's measure, where the event it names counts: at its time, in its series, at its prices."""
     if original is None:
-        return correction._replace(sign=-1)
+        return correction._replace(sign=-1, id="")
     there = original if isinstance(original, Measure) else measure_of(original)
     series = (*there.series[:_CORRECTION], True, *there.series[_CORRECTION + 1 :])
     kinds = [*correction.usage, EVENTS]
     rating = {name: there.rating.get(name, correction.rating.get(name, UNRATED)) for name in kinds}
-    return there._replace(series=series, usage=correction.usage, rating=rating, sign=-there.sign)
+    return there._replace(series=series, usage=correction.usage, rating=rating, sign=-there.sign, id="")
 
 
 def originals(

@@ -52,6 +52,10 @@ class Measure(NamedTuple):
     rating: Mapping[str, int] = MappingProxyType({})
     sign: int = 1
     """-1: its quantities are taken away."""
+    id: str = ""
+    """The event's own; empty for a correction, which counts where another event does."""
+    time: int = 0
+    """When it counts, in microseconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ def prepare(event: MeterEvent, *, recorded: int) -> Prepared:
     )  # fmt: skip
     rolled = None if context is None else rolled_context(context, event.price_context)
     key = (customer, provider, publisher, model, operation, status, meter, mode, host, corrects is not None, rolled)
-    return Prepared(event, identity, digest, row, Measure(time // HOUR, key, named, quantities))
+    return Prepared(event, identity, digest, row, Measure(time // HOUR, key, named, quantities, id=identity, time=time))
 
 
 def event_of(row: Row[Any]) -> MeterEvent:
@@ -151,7 +155,7 @@ def measure_of(row: Row[Any]) -> Measure:
     )  # fmt: skip
     dimensions = json.loads(row.dimensions) if row.dimensions else {}
     rating = json.loads(row.rating) if row.rating else {}
-    return Measure(row.time // HOUR, key, dimensions, json.loads(row.usage), rating)
+    return Measure(row.time // HOUR, key, dimensions, json.loads(row.usage), rating, id=row.id, time=row.time)
 
 
 def context_step(tokens: int) -> int:

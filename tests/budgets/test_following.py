@@ -1,0 +1,246 @@
+"""Counters follow what is recorded: with a hold and without, taken back, rated again, lost."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from token_meter.bookkeeping.lazy import LazyRater
+from token_meter.bookkeeping.plan_book import read_catalogue
+from token_meter.budgets.budget import Budget, concerning
+from token_meter.budgets.desk import BudgetDesk
+from token_meter.budgets.hold import Part, Request
+from token_meter.budgets.snapshot import span_of
+from token_meter.budgets.stores import holds_of
+from token_meter.event import MeterEvent
+from token_meter.ledger import Ledger
+from token_meter.usage import Usage
+
+AT = datetime(2026, 11, 20, 12, tzinfo=UTC)
+MICROS = int(AT.timestamp() * 1_000_000)
+
+
+def event(id="e1", *, customer="acme", at=AT, status="complete", usage=None, model="gpt-4o-mini", **more):
+    """1,000,000 input tokens: 0.15 USD."""
+    quantities = Usage(input=1_000_000) if usage is None else usage
+    return MeterEvent(id=id, time=at, usage=quantities, customer=customer, provider="openai", model=model,
+                      operation="chat", status=status, **more)  # fmt: skip
+
+
+@pytest.fixture
+def desk(ledger):
+    return BudgetDesk(ledger, now=AT.timestamp)
+
+
+def budget(**given):
+    return Budget.read({"scope": {"customer": "acme"}, "limit": "10", **given})
+
+
+def held(ledger, desk, id, amount, made, *, at=MICROS):
+    """Hold an amount of these budgets for acme, and make counters that are missing, as the gate does."""
+    snapshot = desk.snapshot()
+    facts = {"customer": "acme", "provider": "openai", "model": "gpt-4o-mini", "operation": "chat"}
+    with ledger.reading() as (_, connection):
+        catalogue = read_catalogue(connection)
+    parts = []
+    for each, subject in concerning(snapshot.in_force, facts):
+        if each.id in {one.id for one in made}:
+            span = span_of(each, catalogue, "acme", at)
+            parts.append(Part(each.id, subject, each.start(span), each.parts(Decimal(amount)), span.start,
+                              each.parts_max, each.window.length))  # fmt: skip
+    request = Request(id, tuple(sorted(parts)), at, at + 60_000_000)
+    store = holds_of(ledger)
+    verdict = store.hold(request)
+    if verdict.kind == "missing":
+        desk.seed(request, snapshot, facts)
+        verdict = store.hold(request)
+    return verdict.kind
+
+
+def plain(desk):
+    [found] = desk.standings()
+    return tuple(format(each.normalize(), "f") for each in (found.spent, found.held, found.lost))
+
+
+def test_what_the_window_has_used_before_a_budget_was_set_counts(ledger, desk):
+    ledger.record([event("before"), event("last month", at=AT - timedelta(days=30))])
+    made = desk.set(budget())
+
+    assert held(ledger, desk, "e1", "1", [made]) == "held"
+
+    assert plain(desk) == ("0.15", "1", "0")
+
+
+def test_a_recorded_event_takes_the_place_of_its_hold(ledger, desk):
+    made = desk.set(budget())
+    held(ledger, desk, "e1", "1", [made])
+
+    ledger.record([event("e1")])
+
+    assert plain(desk) == ("0.15", "0", "0")
+    assert desk.holds(pending=True) == []
+
+
+def test_a_recorded_event_takes_the_place_of_what_its_call_was_settled_with(ledger, desk):
+    made = desk.set(budget())
+    held(ledger, desk, "e1", "1", [made])
+    holds_of(ledger).settle("e1", "settled", [made.parts(Decimal("0.7"))])
+    assert plain(desk) == ("0.7", "0", "0")
+
+    ledger.record([event("e1")])
+    ledger.record([event("e1")])
+
+    assert plain(desk) == ("0.15", "0", "0")
+
+
+def test_settling_after_recording_changes_nothing(ledger, desk):
+    made = desk.set(budget())
+    held(ledger, desk, "e1", "1", [made])
+    ledger.record([event("e1")])
+
+    holds_of(ledger).settle("e1", "settled", [made.parts(Decimal("0.7"))])
+
+    assert plain(desk) == ("0.15", "0", "0")
+
+
+def test_a_settlement_for_an_event_of_another_id_that_is_recorded_counts_once(ledger, desk):
+    made = desk.set(budget())
+    held(ledger, desk, "call", "1", [made])
+    ledger.record([event("object")])
+
+    holds_of(ledger).settle("call", "settled", [made.parts(Decimal("0.15"))], event="object")
+
+    assert plain(desk) == ("0.15", "0", "0")
+
+
+def test_an_event_without_a_hold_counts_by_its_own_time(ledger, desk):
+    made = desk.set(budget())
+    held(ledger, desk, "e1", "1", [made])
+
+    ledger.record([event("e2"), event("earlier", at=AT - timedelta(days=30)), event("other", customer="globex")])
+
+    assert plain(desk) == ("0.15", "1", "0")
+
+
+def test_a_placeholder_keeps_its_hold_charged_until_the_real_event_comes(ledger, desk):
+    made = desk.set(budget())
+    held(ledger, desk, "e1", "1", [made])
+
+    ledger.record([event("e1", status="unmetered", usage=Usage())])
+    assert plain(desk) == ("0", "0", "1")
+    [lost] = desk.holds()
+    assert (lost.id, lost.state) == ("e1", "lost")
+
+    ledger.record([event("e1")])
+    assert plain(desk) == ("0.15", "0", "0")
+    assert desk.holds(pending=True) == []
+
+
+def test_a_lost_hold_can_be_released_by_hand(ledger, desk):
+    made = desk.set(budget())
+    held(ledger, desk, "e1", "1", [made])
+    ledger.record([event("e1", status="unmetered", usage=Usage())])
+
+    assert desk.release(["e1", "nothing"]) == 1
+
+    assert plain(desk) == ("0", "0", "0")
+
+
+def test_a_voided_event_gives_back_what_it_took(ledger, desk):
+    made = desk.set(budget())
+    held(ledger, desk, "x", "1", [made])
+    ledger.record([event("e1")])
+
+    ledger.record([event("void", corrects="e1")])
+
+    assert plain(desk) == ("0", "1", "0")
+
+
+def test_a_call_counts_in_the_month_in_which_it_was_admitted(ledger, desk):
+    made = desk.set(budget())
+    last_second = int(datetime(2026, 11, 30, 23, 59, 59, tzinfo=UTC).timestamp() * 1_000_000)
+    held(ledger, desk, "e1", "1", [made], at=last_second)
+
+    ledger.record([event("e1", at=datetime(2026, 12, 1, 0, 0, 5, tzinfo=UTC))])
+
+    assert plain(desk) == ("0.15", "0", "0")
+
+
+def test_tokens_and_requests_are_counted_without_prices(ledger, desk):
+    tokens = desk.set(budget(limit=5_000_000, measure="tokens", window="24h"))
+    calls = desk.set(budget(limit=3, measure="requests", window="day"))
+    held(ledger, desk, "e1", 1, [tokens, calls])
+
+    ledger.record([event("e1"), event("e2", model="unheard-of")])
+
+    standing = {each.budget.measure: each for each in desk.standings()}
+    assert (standing["tokens"].spent, standing["tokens"].held) == (2_000_000, 0)
+    assert (standing["requests"].spent, standing["requests"].held) == (2, 0)
+
+
+def test_after_a_reset_only_what_comes_later_counts(ledger, desk):
+    made = desk.set(budget())
+    held(ledger, desk, "e1", "1", [made])
+    ledger.record([event("e2")])
+
+    assert desk.reset(made.id) == 1
+    assert plain(desk) == ("0", "1", "0")
+
+    holds_of(ledger).settle("e1", "settled", [made.parts(Decimal("0.15"))])
+    ledger.record([event("e1")])
+    assert plain(desk) == ("0.15", "0", "0")
+
+
+def test_a_changed_limit_keeps_what_is_spent(ledger, desk):
+    made = desk.set(budget())
+    held(ledger, desk, "e1", "1", [made])
+    ledger.record([event("e1")])
+
+    lowered = desk.set(budget(limit="0.1"))
+
+    assert lowered.id == made.id
+    assert held(ledger, desk, "e2", "0.01", [lowered]) == "refused"
+    [standing] = desk.standings()
+    assert standing.percent == 150
+
+
+def test_each_threshold_is_told_once_however_events_come(ledger, desk):
+    made = desk.set(budget(limit="0.3"))
+    held(ledger, desk, "x", "0", [made])
+    for number in range(4):
+        ledger.record([event(f"e{number}")])
+        ledger.record([event(f"e{number}")])
+
+    from token_meter.bookkeeping.notice_rows import read_notices
+
+    with ledger.reading() as (_, connection):
+        told = [(each["kind"], each["document"]["percent"], each["customer"]) for each in read_notices(connection)]
+    assert told == [
+        ("budget.threshold", 50, "acme"), ("budget.threshold", 80, "acme"), ("budget.threshold", 100, "acme"),
+    ]  # fmt: skip
+
+
+def test_a_budget_set_while_calls_are_under_way_counts_their_events(ledger, desk):
+    first = desk.set(budget())
+    held(ledger, desk, "e1", "1", [first])
+    second = desk.set(budget(measure="cost", window="day"))
+    held(ledger, desk, "x", "0", [second])
+
+    ledger.record([event("e1")])
+
+    assert {each.budget.measure: format(each.spent.normalize(), "f") for each in desk.standings()} == {
+        "charge": "0.15", "cost": "0.15",
+    }  # fmt: skip
+
+
+def test_the_ledger_of_another_process_follows_new_budgets(ledger, desk, url):
+    with Ledger(url, rater=LazyRater()) as other:
+        other.record([event("e0")])
+        made = desk.set(budget())
+        held(ledger, desk, "x", "0", [made])
+
+        other.record([event("e1")])
+
+    assert plain(desk) == ("0.3", "0", "0")

@@ -1,0 +1,106 @@
+"""Thresholds of budgets that were crossed: each is told once, in the ledger's outbox.
+
+Who crosses one writes no notice itself where a caller waits: a counter remembers the highest percentage that was told,
+so whoever looks next finds what is missing, also after a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, select
+
+from token_meter.bookkeeping.notice_rows import write_notice
+from token_meter.budgets.budget import Budget
+from token_meter.budgets.holding import Key
+from token_meter.budgets.snapshot import Snapshot
+from token_meter.ledger.rows import EPOCH, MICROSECOND
+from token_meter.ledger.store import Store
+from token_meter.ledger.tables import spend
+from token_meter.money import plain
+
+THRESHOLD: Final = "budget.threshold"
+EXCEEDED: Final = "budget.exceeded"
+
+
+def crossed(budget: Budget, spent: int, noted: int) -> list[int]:
+    """The thresholds that so much spent has reached and nobody was told of."""
+    limit = budget.parts_max
+    return [each for each in budget.thresholds if each > noted and spent * 100 >= each * limit and spent > 0]
+
+
+def tell_crossings(store: Store, connection: Connection, snapshot: Snapshot, keys: Iterable[Key]) -> int:
+    """Write the notices that are missing for these counters, in this transaction; how many are new."""
+    return sum(_tell(store, connection, snapshot.budgets[key[0]], key) for key in sorted(keys) if key[0] in snapshot.budgets)
+
+
+def _tell(store: Store, connection: Connection, budget: Budget, key: Key) -> int:
+    mine = (spend.c.budget == key[0]) & (spend.c.subject == key[1]) & (spend.c.start == key[2])
+    row = connection.execute(select(spend.c.spent, spend.c.noted, spend.c.epoch).where(mine)).first()
+    reached = [] if row is None else crossed(budget, row.spent, row.noted)
+    if row is None or not reached:
+        return 0
+    connection.execute(spend.update().where(mine).values(noted=max(reached)))
+    return sum(
+        write_notice(
+            store, connection, THRESHOLD, _key(THRESHOLD, budget, key, row.epoch, percent),
+            {**about(budget, key, row.spent), "percent": percent}, mode=budget.mode,
+            customer=_customer(budget, key),
+        )
+        for percent in reached
+    )  # fmt: skip
+
+
+def tell_exceeded(store: Store, connection: Connection, budget: Budget, key: Key, details: dict[str, Any]) -> bool:
+    """Write that a budget has refused a call, once for each window and limit; whether it is new."""
+    mine = (spend.c.budget == key[0]) & (spend.c.subject == key[1]) & (spend.c.start == key[2])
+    row = connection.execute(select(spend.c.spent, spend.c.epoch).where(mine)).first()
+    if row is None:
+        return False
+    return write_notice(
+        store, connection, EXCEEDED, _key(EXCEEDED, budget, key, row.epoch, 0),
+        {**about(budget, key, row.spent), **details}, mode=budget.mode, customer=_customer(budget, key),
+    )  # fmt: skip
+
+
+def find_untold(connection: Connection, snapshot: Snapshot, since: int) -> Sequence[Key]:
+    """Counters of windows that began after a moment and may have crossed a threshold without being told."""
+    query = select(spend.c.budget, spend.c.subject, spend.c.start, spend.c.spent, spend.c.noted)
+    rows = connection.execute(query.where(spend.c.spent > 0, spend.c.start >= 0))
+    return [
+        (row.budget, row.subject, row.start)
+        for row in rows
+        if (budget := snapshot.budgets.get(row.budget)) is not None
+        and not budget.window.length
+        and (row.start >= since or budget.window.kind == "lifetime")
+        and crossed(budget, row.spent, row.noted)
+    ]
+
+
+def about(budget: Budget, key: Key, spent: int) -> dict[str, Any]:
+    """What a notice says of a budget."""
+    return {
+        "budget": budget.id,
+        "label": budget.label,
+        "subject": budget.whose(key[1]),
+        "limit": plain(budget.limit),
+        "spent": plain(budget.amount(spent)),
+        "unit": budget.currency if budget.is_money else budget.measure,
+        "enforce": budget.enforce,
+        "window": str(budget.window),
+        "since": None if key[2] < 0 else (EPOCH + MICROSECOND * key[2]).isoformat(),
+        "change_it": f"token-meter budgets set {plain(budget.limit)} ... (see `token-meter budgets show {budget.id}`)",
+    }
+
+
+def _key(kind: str, budget: Budget, key: Key, epoch: int, percent: int) -> str:
+    return "|".join(map(str, (kind, budget.id, key[1], key[2], epoch, plain(budget.limit), percent)))
+
+
+def _customer(budget: Budget, key: Key) -> str | None:
+    import json
+
+    values = json.loads(key[1])
+    named = dict(zip((name for name, _ in budget.scope), values, strict=True))
+    return named.get("customer")

@@ -1,0 +1,203 @@
+"""Counters follow what is recorded, in the transaction that records it (decision D10).
+
+An event that had a hold ends it: what was held, lost or settled is replaced by what the event takes, in the windows in
+which the call was admitted. Any other event counts in the windows of its own time. What is taken back, rated again or
+corrected counts there too. A placeholder for a call of which nobody knows what became keeps its hold charged, as lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+from sqlalchemy import Connection, select
+
+from token_meter.billing.catalogue import Catalogue
+from token_meter.budgets.amounts import taken
+from token_meter.budgets.budget import concerning
+from token_meter.budgets.crossing import tell_crossings
+from token_meter.budgets.hold import Part, read_parts
+from token_meter.budgets.holding import Key
+from token_meter.budgets.rows import add_to_counters
+from token_meter.budgets.snapshot import Snapshot, read_snapshot, span_of
+from token_meter.budgets.window import ROLLING
+from token_meter.ledger.costs import NOT_RATED, RatedQuantity
+from token_meter.ledger.ratings import Read
+from token_meter.ledger.rows import Measure, is_placeholder
+from token_meter.ledger.store import Store
+from token_meter.ledger.tables import EVENTS, SERIES_COLUMNS, holds, spend, state
+from token_meter.ledger.text import from_stored
+
+_FACTS: Final = ("customer", "provider", "publisher", "model", "operation")
+_PLACES: Final = {name: SERIES_COLUMNS.index(name) for name in (*_FACTS, "status", "meter", "mode")}
+_IDS_MAX: Final = 500
+
+Delta = tuple[int, int, int]
+"""spent, held, lost"""
+
+
+class Following:
+    """Made anew when budgets, plans or prices change."""
+
+    def __init__(self, catalogue: Catalogue, connection: Connection) -> None:
+        self._catalogue = catalogue
+        self._snapshot = read_snapshot(connection)
+
+    def follow(
+        self,
+        store: Store,
+        connection: Connection,
+        measures: Sequence[tuple[Measure, int]],
+        learn: Callable[[set[int]], Mapping[int, Read]],
+    ) -> None:
+        """Count what these measures add (+1) or take away (-1). `learn` reads ratings by their numbers."""
+        if connection.execute(select(state.c.budgets)).scalar() != self._snapshot.generation[0]:
+            self._snapshot = read_snapshot(connection)
+        found = _holds_of(connection, {each.id for each, _ in measures if each.id})
+        if not found and self._snapshot.is_idle:
+            return
+        numbers = {number for each, _ in measures for number in each.rating.values() if number}
+        rates = learn(numbers) if any(each.is_money for each in self._snapshot.in_force) else {}
+        deltas: dict[Key, Delta] = {}
+        buckets: dict[Key, int] = {}
+        done: list[str] = []
+        lost: list[str] = []
+        for measure, sign in measures:
+            held = found.get(measure.id)
+            if held is not None and sign < 0:
+                continue  # a placeholder goes: its hold was never counted as spent
+            if held is not None and _is_placeholder(measure):
+                _lose(held, deltas)
+                lost.append(measure.id)
+                continue
+            admitted = {} if held is None else {part.budget: part for part in held[1]}
+            if held is not None:
+                done.append(measure.id)
+                _end(held, deltas, buckets)
+            for part in self._parts(measure, rates, admitted):
+                amount = sign * measure.sign * part.amount
+                if part.start == ROLLING:
+                    key = (part.budget, part.subject, part.bucket)
+                    buckets[key] = buckets.get(key, 0) + amount
+                    _add(deltas, part.key)
+                else:
+                    _add(deltas, part.key, spent=amount)
+        self._write(store, connection, deltas, buckets)
+        for at in range(0, len(done), _IDS_MAX):
+            connection.execute(holds.delete().where(holds.c.id.in_(done[at : at + _IDS_MAX])))
+        if lost:
+            connection.execute(holds.update().where(holds.c.id.in_(lost)).values(state="lost"))
+
+    def _parts(
+        self, measure: Measure, rates: Mapping[int, Read], admitted: Mapping[str, Part]
+    ) -> Iterator[Part]:
+        """What an event takes of each budget: where its call was admitted, else by its time."""
+        facts = facts_of(measure)
+        mode = str(measure.series[_PLACES["mode"]])
+        mine = [each for each in self._snapshot.in_force if each.mode == mode]
+        quantities = [
+            RatedQuantity(name, quantity, rates.get(measure.rating.get(name, 0), NOT_RATED))
+            for name, quantity in [*measure.usage.items(), (EVENTS, 1)]
+        ]
+        is_call = facts["operation"] is not None and measure.series[_PLACES["meter"]] == "llm_tokens"
+        for budget, subject in concerning(mine, facts):
+            amount = taken(budget, quantities, is_call=is_call)
+            before = admitted.get(budget.id)
+            if before is not None:
+                yield before._replace(amount=amount)
+                continue
+            span = span_of(budget, self._catalogue, facts["customer"], measure.time)
+            yield Part(budget.id, subject, budget.start(span), amount, span.start)
+
+    def _write(
+        self,
+        store: Store,
+        connection: Connection,
+        deltas: Mapping[Key, Delta],
+        buckets: Mapping[Key, int],
+    ) -> None:
+        there = _there(connection, deltas)
+        add_to_counters(connection, [(key, delta) for key, delta in deltas.items() if key in there])
+        wanted = {key: some for key, some in buckets.items() if some and (key[0], key[1], ROLLING) in there}
+        rows = [
+            {"budget": key[0], "subject": key[1], "start": key[2], "spent": 0, "held": 0, "lost": 0, "noted": 0,
+             "epoch": 0}
+            for key in sorted(wanted)
+        ]  # fmt: skip
+        store.insert_missing(connection, spend, rows)
+        add_to_counters(connection, [(key, (some, 0, 0)) for key, some in wanted.items()])
+        spent = [key for key, delta in deltas.items() if delta[0] and key in there]
+        tell_crossings(store, connection, self._snapshot, spent)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """By what it goes."""
+        return self._snapshot
+
+
+def facts_of(measure: Measure) -> dict[str, str | None]:
+    """What scopes may ask of an event: its dimensions, and what it says of itself."""
+    own = {name: _text(measure.series[_PLACES[name]]) for name in _FACTS}
+    return {**{name: from_stored(value) for name, value in measure.dimensions.items()}, **own}
+
+
+Held = tuple[str, tuple[Part, ...]]
+"""The state of a hold, and its parts; its id is known."""
+
+
+def _holds_of(connection: Connection, ids: set[str]) -> dict[str, Held]:
+    """The holds that wait for these events; nobody else changes them until this transaction ends."""
+    wanted = sorted(ids)
+    found: dict[str, Held] = {}
+    for at in range(0, len(wanted), _IDS_MAX):
+        mine = select(holds.c.id, holds.c.state, holds.c.parts).where(holds.c.id.in_(wanted[at : at + _IDS_MAX]))
+        for row in connection.execute(mine.order_by(holds.c.id).with_for_update()):
+            found[row.id] = (row.state, read_parts(row.parts))
+    return found
+
+
+def _there(connection: Connection, keys: Mapping[Key, Delta]) -> set[Key]:
+    """Which of these counters exist, locked in the order in which holds lock them."""
+    found: set[Key] = set()
+    for key in sorted(keys):
+        mine = (spend.c.budget == key[0]) & (spend.c.subject == key[1]) & (spend.c.start == key[2])
+        if connection.execute(select(spend.c.start).where(mine).with_for_update()).first() is not None:
+            found.add(key)
+    return found
+
+
+def _end(held: Held, deltas: dict[Key, Delta], buckets: dict[Key, int]) -> None:
+    """Take away what a hold had reserved, or what its call was settled with."""
+    state, parts = held
+    for part in parts:
+        if state == "settled" and part.start == ROLLING:
+            key = (part.budget, part.subject, part.bucket)
+            buckets[key] = buckets.get(key, 0) - part.amount
+            _add(deltas, part.key)
+        elif state == "settled":
+            _add(deltas, part.key, spent=-part.amount)
+        elif state == "lost":
+            _add(deltas, part.key, lost=-part.amount)
+        else:
+            _add(deltas, part.key, held=-part.amount)
+
+
+def _lose(held: Held, deltas: dict[Key, Delta]) -> None:
+    state, parts = held
+    if state != "held":
+        return
+    for part in parts:
+        _add(deltas, part.key, held=-part.amount, lost=part.amount)
+
+
+def _add(deltas: dict[Key, Delta], key: Key, *, spent: int = 0, held: int = 0, lost: int = 0) -> None:
+    was = deltas.get(key, (0, 0, 0))
+    deltas[key] = (was[0] + spent, was[1] + held, was[2] + lost)
+
+
+def _is_placeholder(measure: Measure) -> bool:
+    return is_placeholder(str(measure.series[_PLACES["status"]]), measure.usage)
+
+
+def _text(stored: object) -> str | None:
+    return from_stored(str(stored)) if stored else None
