@@ -1,7 +1,7 @@
 """Compiles the price book that the package ships, from the installed genai-prices and `price_fills.json` beside this.
 
-    python -m scripts.compile_prices            writes token_meter/prices/data/book.json.gz
-    python -m scripts.compile_prices --check    says whether the shipped file is what this would write
+    python -m scripts.compile_prices            writes token_meter/prices/data/book.json.gz and windows.json.gz
+    python -m scripts.compile_prices --check    says whether the shipped files are what this would write
 
 Run it before a release, after `pip install -U genai-prices`. The result depends on nothing but its inputs.
 """
@@ -21,6 +21,7 @@ from typing import Any
 from token_meter.prices.genai import ModelPrices, installed_feed, read_feed
 from token_meter.prices.price import PER, Price, moment_of
 from token_meter.prices.shipped import FILE, pack
+from token_meter.prices.windows import FILE as WINDOWS
 from token_meter.providers.publishers import publisher_of
 from token_meter.usage import TOKEN_TYPES
 
@@ -32,15 +33,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the shipped file, write nothing")
     arguments = parser.parse_args()
-    data = gzip.compress(compiled(), compresslevel=9, mtime=0)
+    made = {file: gzip.compress(text, compresslevel=9, mtime=0) for file, text in _files().items()}
     if arguments.check:
-        same = FILE.exists() and FILE.read_bytes() == data
+        same = all(file.exists() and file.read_bytes() == data for file, data in made.items())
         print("the shipped book is up to date" if same else "the shipped book differs: run this without --check")
         return 0 if same else 1
     FILE.parent.mkdir(exist_ok=True)
-    FILE.write_bytes(data)
-    print(f"{FILE.name}: {len(data):,} bytes")
+    for file, data in made.items():
+        file.write_bytes(data)
+        print(f"{file.name}: {len(data):,} bytes")
     return 0
+
+
+def _files() -> dict[Path, bytes]:
+    return {FILE: compiled(), WINDOWS: compiled_windows()}
+
+
+def compiled_windows() -> bytes:
+    """The text of the file of context windows: a provider's models by id, tokens."""
+    providers, _ = installed_feed()
+    found = {
+        str(provider["id"]): {
+            str(model["id"]).removeprefix("regional."): model["context_window"]
+            for model in provider["models"]
+            if type(model.get("context_window")) is int and model["context_window"] > 0
+        }
+        for provider in providers
+    }
+    return json.dumps({name: each for name, each in sorted(found.items()) if each}, separators=(",", ":")).encode()
 
 
 def compiled() -> bytes:

@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     # 1: the words. No input, no output.
     ("", "clock context documents errors event money patience schema steps usage"),
     # 2: from an answer to a row. Each package stands for itself, see ISLANDS.
-    ("providers", ". anthropic base body estimate failures frames funnel genai genai_streams google hops hosts openai "
+    ("providers", ". anthropic asking base body estimate failures frames funnel genai genai_streams google hops hosts openai openai_asks "
                   "patching prompt publishers settle sse stainless stream tokeniser"),
     ("", "answers aside attempts awaiting backlog backoff batch cursors decisions deliver delivery estimates folder journal keeper locks problems quarantine recovery "
          "registry released reporter retention segment_file segments standing writer"),
@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
                           "versions.v0004_credit_scope versions.v0005_subscriptions versions.v0006_budgets"),
     ("accounts", ". book csv_columns csv_export csv_import customer directory"),
     ("prices", ". book change context drift factors feed_check feeds genai likely merge model names overrides price "
-               "shipped stated tariff"),
+               "shipped stated tariff windows"),
     # 3: what is charged. `billing` is pure, `bookkeeping` keeps it in a ledger.
     ("billing", ". cards catalogue collapse correction credit credit_line fields invoice line lines meters plan_lines "
                 "plans rating render replay"),
@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
                     "invoice_book invoice_desk invoice_rows "
                     "lazy notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments "
                     "settings shipped_books subscription_rows verification"),
-    ("budgets", ". amounts budget crossing desk following hold holding memory_store policy postgresql_store rows snapshot sqlite_store stores window"),
+    ("budgets", ". amounts bound budget crossing desk door following gate hold holding learned memory_store policy postgresql_store rates refusal rows snapshot sqlite_store stores window"),
     # 4: what users hold in their hands.
     ("", "charging customer health lines meter reconcile recorder"),
     ("partners", ". base callback client cloudflare events fields files importing intake known litellm names openrouter pulling "
@@ -61,7 +61,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("testing.backends", ". __main__ amberflo amberflo_usage base cloudevents lago lago_wire openmeter openmeter_query "
                          "values webhook"),
     ("testing.backends.stripe", ". account book documents errors fake idempotency limits moments params reports rules"),
-    ("cli", ". __main__ app catch_up checks costs credits customer_book customer_edits customer_files customers deliver "
+    ("cli", ". __main__ app budgets catch_up checks costs credits customer_book customer_edits customer_files customers deliver "
             "doctor dry_run event_corrections event_ids event_rows events exits facts filters follow invoice "
             "invoice_edits metrics mode moments notices options output partners place plans price_sync price_view prices "
             "progress quarantine rated reconcile search setup sidecar sink_names subscriptions tables terminal text usage version waiting"),
@@ -105,6 +105,7 @@ THIRD_PARTIES = {
     "pyarrow": ("sinks.file_formats",),
     "opentelemetry": ("sinks.opentelemetry",),
     "litellm": ("partners.callback",),
+    "anyio": ("recorder",),
 }
 """Who may import which package that is not of the standard library. Nobody else, not even inside a function."""
 

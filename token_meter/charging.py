@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from token_meter.bookkeeping.credit_book import CreditBook
     from token_meter.bookkeeping.invoice_book import InvoiceBook
     from token_meter.bookkeeping.plan_book import PlanBook
+    from token_meter.budgets.budget import Budget
+    from token_meter.budgets.desk import BudgetDesk
     from token_meter.event import MeterEvent
     from token_meter.ledger import Ledger
     from token_meter.ledger.costs import CostRow
@@ -32,6 +34,10 @@ class Charging(ABC):
     @abstractmethod
     def ledger(self) -> Ledger:
         """The ledger behind the meter."""
+
+    @property
+    @abstractmethod
+    def _mode(self) -> str: ...
 
     @abstractmethod
     def _catch_up(self) -> None: ...
@@ -82,6 +88,46 @@ class Charging(ABC):
 
         self._catch_up()
         return CreditBook(self.ledger)
+
+    @property
+    def budgets(self) -> BudgetDesk:
+        """Budgets: set, list and reset them, see what is used, release holds, say what happens without credit."""
+        from token_meter.budgets.desk import BudgetDesk
+
+        self._catch_up()
+        return BudgetDesk(self.ledger)
+
+    def budget(
+        self,
+        customer: str | None,
+        limit: Decimal | str | int,
+        *,
+        per: str = "month",
+        of: Literal["charge", "cost", "tokens", "requests"] = "charge",
+        enforce: Literal["strict", "bounded", "soft"] = "bounded",
+        currency: str = "USD",
+        time_zone: str = "UTC",
+        scope: Mapping[str, str] | None = None,
+        unpriced: Literal["block", "dearest", "allow"] = "block",
+        cut_off: bool = False,
+        name: str = "",
+    ) -> Budget:
+        """Limit what may be spent: a call that does not fit raises BudgetExceeded before anything is sent.
+
+        `customer` is one, `"*"` for one budget of each, or None; `scope` narrows it further, by any dimension
+        (`{"key": "*"}`). `per`: hour, day, week, month (of `time_zone`), lifetime, plan, or a rolling duration (24h).
+        `of`: what is counted. `enforce`: "strict" refuses a call whose worst case does not fit, "bounded" one whose
+        likely cost does not, "soft" none. One of the same scope, measure and window is changed. Raises InvalidBudget.
+        """
+        from token_meter.budgets.budget import Budget
+
+        given = dict(scope or {}) if customer is None else {**(scope or {}), "customer": customer}
+        return self.budgets.set(
+            Budget.read({
+                "scope": given, "limit": limit, "window": per, "measure": of, "enforce": enforce, "currency": currency,
+                "time_zone": time_zone, "unpriced": unpriced, "cut_off": cut_off, "name": name, "mode": self._mode,
+            })
+        )  # fmt: skip
 
     def credit(
         self,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from token_meter.accounts.book import CustomerBook
+    from token_meter.budgets.door import Door
     from token_meter.estimates import Estimates
     from token_meter.event import MeterEvent
     from token_meter.health import Health
@@ -86,16 +87,19 @@ class Meter(Charging):
         self._journal = self._made_journal(journal, from_environment=not sinks)
         self._reporter = self._made_reporter()
         self._estimates = self._made_estimates()
+        mode = "test" if os.environ.get("TOKEN_METER_MODE") == "test" else "live"
+        self._door = self._made_door(mode)
         self._recorder = CallRecorder(
             self._journal if self._journal is not None else _Nowhere(),
             owner=self,
             wake=self._wake,
-            mode="test" if os.environ.get("TOKEN_METER_MODE") == "test" else "live",
+            mode=mode,
             estimates=self._estimates,
+            door=self._door,
         )
         if self._journal is not None:
-            catch_up = weakref.WeakMethod(self._recorder.catch_up)
-            self._journal.on_maintain = lambda: (alive := catch_up()) and alive()
+            tend = weakref.WeakMethod(self._recorder.tend)
+            self._journal.on_maintain = lambda: (alive := tend()) and alive()
         self._recorder.allow_include_usage(*os.environ.get("TOKEN_METER_INCLUDE_USAGE_HOSTS", "").split(","))
         self._started = False
         self._lost_seen = 0
@@ -401,6 +405,8 @@ class Meter(Charging):
         deadline = time.monotonic() + timeout
         if self._estimates is not None:
             self._estimates.close(timeout / 2)
+        if self._door is not None:
+            self._door.tend()
         if self._reporter is not None:
             self._reporter.close(max(0.0, deadline - time.monotonic()))
         if self._journal is not None:
@@ -472,6 +478,19 @@ class Meter(Charging):
         from token_meter.reporter import Reporter
 
         return Reporter(self._journal, self._sinks, on_error=self._report)
+
+    @property
+    def _mode(self) -> str:
+        return self._recorder.mode
+
+    def _made_door(self, mode: str) -> Door | None:
+        """In front of the calls, if there is a ledger that may say what somebody may spend."""
+        ledger = next((sink.ledger for sink in self._sinks if hasattr(sink, "ledger")), None)
+        if ledger is None or self._journal is None:
+            return None
+        from token_meter.budgets.door import Door
+
+        return Door(ledger, self._rater.made, problem=self._journal.problem, mode=mode)
 
     def _made_estimates(self) -> Estimates | None:
         if self._journal is None:

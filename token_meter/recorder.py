@@ -6,17 +6,20 @@ Nothing here raises into the caller's model call (D3): a failure is a counted pr
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from token_meter import lines
 from token_meter.answers import Answer
 from token_meter.clock import SYSTEM, Clock, Stamps
 from token_meter.context import CURRENT, NOBODY, Attribution, Tally
+from token_meter.errors import BudgetExceeded
 from token_meter.providers.base import Call, Endpoint, Reading
 from token_meter.providers.hosts import host_named
 from token_meter.usage import Usage
 
 if TYPE_CHECKING:
+    from token_meter.budgets.door import Door
     from token_meter.estimates import Estimates
 
 OBJECTS_MAX: Final = 10_000
@@ -49,6 +52,7 @@ class CallRecorder:
         mode: str = "live",
         clock: Clock = SYSTEM,
         estimates: Estimates | None = None,
+        door: Door | None = None,
     ) -> None:
         self.clock = clock
         self._counts: Counter[str] = Counter()
@@ -62,6 +66,7 @@ class CallRecorder:
         self._objects: dict[str, Usage | None] = {}
         self._include_usage: tuple[str, ...] = ()
         self._estimates = estimates
+        self._door = door
 
     # ---- what the taps call ----
 
@@ -84,8 +89,36 @@ class CallRecorder:
         call.recorder = self
         call.began = clock.monotonic()
         call.static = lines.static_part(call, self.mode)
+        if self._door is not None and endpoint.ask is not None:
+            call.guarded = self._door.guards(attribution.customer, attribution.dimensions)
         self._journal.opened(call.id, lines.opened(call, at=self.stamp()))
         return call
+
+    def admit(self, call: Call, body: Mapping[str, Any]) -> None:
+        """Hold what the call may take. Raises BudgetExceeded where a budget leaves no room for it: nothing is sent."""
+        assert self._door is not None
+        try:
+            call.hold = self._door.hold(call, body)
+        except BudgetExceeded:
+            call.fresh = False
+            self.void(call, "budget_exceeded")
+            raise
+        except Exception as error:  # noqa: BLE001 - D3
+            self.problem("budgets", error)
+
+    async def aadmit(self, call: Call, body: Mapping[str, Any]) -> None:
+        """The same in another thread: the ledger may make it wait, and the event loop must not."""
+        call.is_async = True
+        admission = _Admission(self, call, body)
+        try:
+            await _in_thread(admission.run)
+        except BudgetExceeded:
+            raise
+        except BaseException:  # cancelled meanwhile: nothing was sent
+            admission.abandon()
+            call.fresh = False
+            self.void(call, "not_sent")
+            raise
 
     def accepts_include_usage(self, host: str) -> bool:
         """Whether `stream_options.include_usage` may be added for this host."""
@@ -112,6 +145,10 @@ class CallRecorder:
             line = lines.answered(call, excerpt, at=self.stamp(), duration_ms=duration)
             self._journal.ended(call.id, line)
             answer = Answer(call.endpoint.read, excerpt)
+            if call.hold is not None:
+                reading = answer.reading()
+                reading.event_id = call.id
+                self._settle(call, [reading])
             who = call.attribution
             for tally in who.tallies:
                 tally.add_later(answer.usage)
@@ -140,6 +177,8 @@ class CallRecorder:
         try:
             call.ended = True
             self._journal.ended(call.id, self._lines(call, readings))
+            if call.hold is not None:
+                self._settle(call, readings)
             if call.attribution.tallies:
                 _tell(call.attribution.tallies, readings)
             if self._asleep:
@@ -155,15 +194,19 @@ class CallRecorder:
             self._put_off(call, readings, self._estimates)
         elif readings:
             self._journal.defer(call.id, self._lines(call, readings))
+            if call.hold is not None:
+                self._settle(call, readings, later=True)
             _tell(call.attribution.tallies, readings)
         else:
             self._journal.defer(call.id, lines.void(call, "counted_before"))
+            self._release(call, later=True)
 
     def void(self, call: Call, reason: str) -> None:
         """The call ended and billed nothing (refused, never sent, a re-read)."""
         try:
             call.ended = True
             self._journal.ended(call.id, lines.void(call, reason))
+            self._release(call)
         except Exception as error:  # noqa: BLE001 - D3
             self.problem("void", error)
 
@@ -208,6 +251,12 @@ class CallRecorder:
             if reading.anomalies:
                 self._notable(reading.status, "", reading.anomalies)
 
+    def tend(self) -> None:
+        """What the reporter's thread does for calls: read answers that were only written down, look after budgets."""
+        self.catch_up()
+        if self._door is not None:
+            self._door.tend()
+
     def stamp(self) -> str:
         """The time now, as it stands in events."""
         return self._stamps.text(self.clock.now_ns())
@@ -228,6 +277,8 @@ class CallRecorder:
                     for tally in call.attribution.tallies:
                         tally._correct(guess, counted[0])
                 self._journal.ended(call.id, self._lines(call, readings, ended=ended))
+                if call.hold is not None:
+                    self._settle(call, readings)
                 if self._asleep:
                     self._asleep = False
                     self._wake()
@@ -237,6 +288,17 @@ class CallRecorder:
         call.ended = True
         _tell(call.attribution.tallies, readings)
         estimates.put(recount, settle)  # type: ignore[arg-type]
+
+    def _settle(self, call: Call, readings: list[Reading], *, later: bool = False) -> None:
+        """Let the budgets know what the call took; a call of which nobody knows keeps what it holds."""
+        hold, call.hold = call.hold, None
+        if self._door is not None and hold is not None:
+            self._door.settle(hold, readings, later=later or call.is_async)
+
+    def _release(self, call: Call, *, later: bool = False) -> None:
+        hold, call.hold = call.hold, None
+        if self._door is not None and hold is not None:
+            self._door.release(hold, later=later or call.is_async)
 
     def _lines(self, call: Call, readings: list[Reading], *, ended: tuple[str, float] | None = None) -> bytes:
         at, now = ended or (self.stamp(), self.clock.monotonic())
@@ -250,6 +312,7 @@ class CallRecorder:
             id = call.id if place == 0 else self.clock.mint()
             if reading.object_id is not None:
                 id = _derived_id(call, reading.object_id, reading.model)
+            reading.event_id = id
             written.append(lines.event(call, reading, id=id, at=at, duration_ms=duration))
         self._counts["events"] += len(written)
         return written[0] if len(written) == 1 else b"".join(written)
@@ -283,6 +346,36 @@ class CallRecorder:
                     "token_meter: a call without a customer was metered. It is kept under customer=None; put calls "
                     "in `with meter.customer(...)` or wrap the client with `customer=...`. (Said once.)"
                 )
+
+
+class _Admission:
+    """A hold that is made in another thread. Whoever waits for it may be cancelled meanwhile: then it is given back."""
+
+    def __init__(self, recorder: CallRecorder, call: Call, body: Mapping[str, Any]) -> None:
+        self._recorder = recorder
+        self._call = call
+        self._body = body
+        self._abandoned = False
+
+    def run(self) -> None:
+        self._recorder.admit(self._call, self._body)
+        if self._abandoned:
+            self._recorder._release(self._call, later=True)
+
+    def abandon(self) -> None:
+        self._abandoned = True
+        self._recorder._release(self._call, later=True)
+
+
+async def _in_thread(function: Callable[[], None]) -> None:
+    try:
+        from anyio import to_thread  # the SDKs run on it, under asyncio and trio
+    except ImportError:
+        import asyncio
+
+        await asyncio.to_thread(function)
+    else:
+        await to_thread.run_sync(function)
 
 
 def _tell(tallies: tuple[Tally, ...], readings: list[Reading]) -> None:

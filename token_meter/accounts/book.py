@@ -29,7 +29,7 @@ from token_meter.accounts.customer import (
 from token_meter.errors import InvalidCustomer
 from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.ledger.store import Store
-from token_meter.ledger.tables import customers
+from token_meter.ledger.tables import customers, state
 from token_meter.ledger.text import from_stored, mapping_from_stored, mapping_to_stored, to_json, to_stored
 from token_meter.ledger.values import Mode
 
@@ -242,8 +242,20 @@ def _found(connection: Connection, mode: Mode, ids: Iterable[str], *, hold: bool
 
 def _write(connection: Connection, held: Sequence[Customer], now: int) -> None:
     if held:
+        if _changes_status(connection, held):  # whoever holds for calls has to look who is paused
+            connection.execute(state.update().values(budgets=state.c.budgets + 1))
         place = (customers.c.mode == bindparam("_mode")) & (customers.c.id == bindparam("_id"))
         connection.execute(customers.update().where(place), [_row_of(customer, now) for customer in held])
+
+
+def _changes_status(connection: Connection, held: Sequence[Customer]) -> bool:
+    wanted = {(each.mode, to_stored(each.id)): each.status for each in held}
+    for chunk in _chunks(sorted({id for _, id in wanted})):
+        mine = select(customers.c.mode, customers.c.id, customers.c.status).where(customers.c.id.in_(chunk))
+        for row in connection.execute(mine):
+            if wanted.get((row.mode, row.id), row.status) != row.status:
+                return True
+    return False
 
 
 def _is(mode: Mode, ids: Sequence[str]) -> Any:

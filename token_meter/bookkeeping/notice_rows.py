@@ -18,6 +18,7 @@ from token_meter.ledger.tables import grants, notices
 from token_meter.ledger.text import from_stored, to_stored
 from token_meter.money import ZERO, decimal_of, plain, total
 
+DEPLETED: Final = "credit.depleted"
 RECHARGE: Final = "credit_recharge"
 """The setting with the rules, by mode and customer."""
 
@@ -80,3 +81,18 @@ def balance_of(mine: list[CreditGrant], currency: str) -> Any:
     """What can be used now."""
     now = EPOCH + MICROSECOND * (time.time_ns() // 1000)
     return total([grant.remaining for grant in mine if grant.currency == currency and grant.usable_at(now)] or [ZERO])
+
+
+def note_depleted(store: Store, connection: Connection, mode: str, customer: str, currency: str, message: str) -> bool:
+    """A customer's credit did not cover a call: told once for each level that their grants were at."""
+    last = connection.execute(
+        select(func.max(grants.c.recorded)).where(grants.c.mode == mode, grants.c.customer == to_stored(customer))
+    ).scalar()
+    document = {
+        "customer": customer, "currency": currency, "message": message,
+        "balance": plain(balance_of(read_grants(connection, mode, customer), currency)),
+        "what_now": f"calls are refused. token-meter credits grant {customer} AMOUNT, or "
+        f"token-meter credits policy {customer} overage",
+    }  # fmt: skip
+    key = f"{DEPLETED}|{mode}|{customer}|{currency}|{last}"
+    return write_notice(store, connection, DEPLETED, key, document, mode=mode, customer=customer)

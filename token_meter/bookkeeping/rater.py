@@ -15,9 +15,9 @@ from token_meter.bookkeeping.drawing import Drawing
 from token_meter.bookkeeping.notice_rows import write_notice
 from token_meter.bookkeeping.plan_book import read_catalogue, touch
 from token_meter.bookkeeping.price_rows import read_history
-from token_meter.budgets.following import Following
 from token_meter.bookkeeping.settings import read_setting, write_setting
 from token_meter.bookkeeping.shipped_books import Shelf
+from token_meter.budgets.following import Following
 from token_meter.event import MeterEvent
 from token_meter.ledger.rater import Rating
 from token_meter.ledger.rows import Measure
@@ -98,10 +98,14 @@ class LedgerRater:
 
     def read(self, connection: Connection) -> None:
         """Read prices and plans of this ledger; nothing is written."""
-        catalogue = read_catalogue(connection)
-        self._events = EventRater(self._book(connection), catalogue)
+        self._events = self.events(connection)
+        catalogue = self._events.catalogue
         self._drawing = Drawing(catalogue, connection)
         self._following = Following(catalogue, connection)
+
+    def events(self, connection: Connection) -> EventRater:
+        """A rater of single events by the prices and plans of a ledger as they are now: for estimates."""
+        return EventRater(self._book(connection), read_catalogue(connection))
 
     @property
     def _own(self) -> Overrides | None:
@@ -130,8 +134,8 @@ class LedgerRater:
     def charged(
         self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]
     ) -> Callable[[], None]:
-        """Draw what was charged from the customers' credit, and give back what was taken away; count it in budgets; tell
-        of what has no price, once for each model."""
+        """Draw what was charged from the customers' credit, and give back what was taken away, and count it in budgets;
+        tell of what has no price, once for each model."""
         assert self._events is not None and self._drawing is not None, "`renew` comes first"
         assert self._following is not None
         drawing = self._drawing

@@ -34,6 +34,7 @@ THRESHOLDS: Final = (50, 80, 100)
 _DECIMALS: Final = ((10**5, 12), (10**8, 9), (10**11, 6))
 """Money is counted in so many decimals, so that limits below the first number fit 63 bits many times over."""
 
+MONTH: Final = Window("month")
 LIMIT_MAX: Final = Decimal(10**11)
 
 
@@ -52,7 +53,7 @@ class Budget:
     limit: Decimal
     measure: Measure = "charge"
     currency: str = "USD"
-    window: Window = Window("month")
+    window: Window = MONTH
     time_zone: str = "UTC"
     enforce: Enforce = "bounded"
     unpriced: Unpriced = "block"

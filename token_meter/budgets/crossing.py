@@ -32,7 +32,9 @@ def crossed(budget: Budget, spent: int, noted: int) -> list[int]:
 
 def tell_crossings(store: Store, connection: Connection, snapshot: Snapshot, keys: Iterable[Key]) -> int:
     """Write the notices that are missing for these counters, in this transaction; how many are new."""
-    return sum(_tell(store, connection, snapshot.budgets[key[0]], key) for key in sorted(keys) if key[0] in snapshot.budgets)
+    return sum(
+        _tell(store, connection, snapshot.budgets[key[0]], key) for key in sorted(keys) if key[0] in snapshot.budgets
+    )
 
 
 def _tell(store: Store, connection: Connection, budget: Budget, key: Key) -> int:

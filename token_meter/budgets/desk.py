@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, select
 
+from token_meter.bookkeeping.credit_rows import read_grants
 from token_meter.bookkeeping.customers import enter
+from token_meter.bookkeeping.notice_rows import balance_of
 from token_meter.bookkeeping.plan_book import read_catalogue
 from token_meter.bookkeeping.settings import write_setting
 from token_meter.budgets.amounts import taken
 from token_meter.budgets.budget import EACH, Budget
-from token_meter.budgets.hold import CREDIT, Held, Part, Request, read_parts
+from token_meter.budgets.hold import CREDIT, CREDIT_DECIMALS, Held, Part, Request, read_parts, subject_of
 from token_meter.budgets.policy import CreditPolicy, Policies, Unreachable
 from token_meter.budgets.rows import make_counters
 from token_meter.budgets.snapshot import POLICIES, Snapshot, read_snapshot, span_of
@@ -28,7 +30,6 @@ from token_meter.ledger.costs import read_costs
 from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.ledger.store import Store
 from token_meter.ledger.tables import budgets, holds, spend, state
-from token_meter.ledger.text import to_stored
 from token_meter.ledger.values import ANY, Filters, Search
 from token_meter.money import EXACT, plain
 
@@ -74,6 +75,21 @@ class Standing:
             "window": str(self.budget.window), "since": None if self.since is None else self.since.isoformat(),
             "resets_at": None if self.until is None else self.until.isoformat(),
         }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class CreditStanding:
+    """Prepaid credit in one currency: what the grants have left, used but not recorded yet, held by calls under way."""
+
+    currency: str
+    balance: Decimal
+    pending: Decimal
+    held: Decimal
+
+    @property
+    def available(self) -> Decimal:
+        """What may still be used."""
+        return EXACT.subtract(self.balance, EXACT.add(self.pending, self.held))
 
 
 class BudgetDesk:
@@ -205,7 +221,9 @@ class BudgetDesk:
                     continue
                 make_counters(store, connection, [(part.key, 0)])
                 if budget is not None:
-                    _seed(store, connection, budget, part, span_of(budget, catalogue, facts.get("customer"), request.now))
+                    _seed(
+                        store, connection, budget, part, span_of(budget, catalogue, facts.get("customer"), request.now)
+                    )
 
     # ---- policies ----
 
@@ -229,6 +247,17 @@ class BudgetDesk:
             )  # fmt: skip
             self._write(connection, after)
         return after
+
+    def credit(self, customer: str, *, currency: str = "USD", mode: str = "live") -> CreditStanding:
+        """What a customer's prepaid credit is worth now: granted less recorded, settled but not recorded, and held."""
+        subject = subject_of([mode, currency, customer])
+        with self._ledger.reading() as (_, connection):
+            mine = (spend.c.budget == CREDIT) & (spend.c.subject == subject)
+            row = connection.execute(select(spend).where(mine)).first()
+            left = balance_of(read_grants(connection, mode, customer), currency)
+        pending, held = (0, 0) if row is None else (row.spent, row.held + row.lost)
+        scale = -CREDIT_DECIMALS
+        return CreditStanding(currency, left, EXACT.scaleb(Decimal(pending), scale), EXACT.scaleb(Decimal(held), scale))
 
     # ---- inside ----
 
@@ -288,7 +317,9 @@ def _standing(budget: Budget, subject: str, span: Any, rows: Mapping[int, Any]) 
     main = rows.get(budget.start(span))
     spent = 0 if main is None else main.spent
     if budget.window.length:
-        spent = sum(row.spent for start, row in rows.items() if start > span.start - budget.window.length and start >= 0)
+        spent = sum(
+            row.spent for start, row in rows.items() if start > span.start - budget.window.length and start >= 0
+        )
     moments = [EPOCH + MICROSECOND * each for each in span] if budget.window.kind != "lifetime" else [None, None]
     if budget.window.length:
         moments = [EPOCH + MICROSECOND * (span.start - budget.window.length), None]
@@ -305,5 +336,3 @@ def _found(snapshot: Snapshot, id: str) -> Budget:
         what = f"there is no budget {id!r}" if not found else f"{id!r} may be any of {len(found)} budgets"
         raise InvalidBudget(f"{what}: `token-meter budgets list` shows their ids")
     return found[0]
-
-

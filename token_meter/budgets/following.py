@@ -88,9 +88,7 @@ class Following:
         if lost:
             connection.execute(holds.update().where(holds.c.id.in_(lost)).values(state="lost"))
 
-    def _parts(
-        self, measure: Measure, rates: Mapping[int, Read], admitted: Mapping[str, Part]
-    ) -> Iterator[Part]:
+    def _parts(self, measure: Measure, rates: Mapping[int, Read], admitted: Mapping[str, Part]) -> Iterator[Part]:
         """What an event takes of each budget: where its call was admitted, else by its time."""
         facts = facts_of(measure)
         mode = str(measure.series[_PLACES["mode"]])

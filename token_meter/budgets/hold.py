@@ -108,11 +108,8 @@ class Unreachable(Exception):
 class HoldStore(Protocol):
     """Keeps what is spent and held. Each method is one atomic step; any thread and process may call it."""
 
-    quick: bool
-    """Whether it usually answers in microseconds, so that an event loop may wait for it."""
-
-    def hold(self, request: Request, *, wait: bool = True) -> Verdict | None:
-        """Reserve all parts or none. None: it would have to wait, and `wait` is False."""
+    def hold(self, request: Request) -> Verdict:
+        """Reserve all parts or none."""
 
     def settle(self, id: str, became: Became, amounts: Sequence[int] = (), *, event: str | None = None) -> list[Level]:
         """End a hold, once: later calls change nothing.

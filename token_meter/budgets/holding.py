@@ -110,6 +110,4 @@ def _spent(rows: Rows, part: Part, amount: int) -> list[Level]:
 
 def _held(request: Request) -> Held:
     parts = tuple(Part(*part[:5]) for part in request.parts)
-    return Held(
-        request.id, "held", request.sent, request.now, request.expires, parts, json.loads(request.who)
-    )
+    return Held(request.id, "held", request.sent, request.now, request.expires, parts, json.loads(request.who))

@@ -13,8 +13,6 @@ from token_meter.budgets.holding import Counter, Key
 class MemoryHolds:
     """A HoldStore in memory. `balance` says what a customer's credit is worth, in the smallest parts; none: nothing."""
 
-    quick = True
-
     def __init__(self, *, balance: Callable[[CreditAsk], int] = lambda credit: 0) -> None:
         self._lock = threading.Lock()
         self._counters: dict[Key, Counter] = {}
@@ -25,7 +23,7 @@ class MemoryHolds:
 
     # ---- the protocol ----
 
-    def hold(self, request: Request, *, wait: bool = True) -> Verdict | None:
+    def hold(self, request: Request) -> Verdict:
         """Reserve all parts or none."""
         with self._lock:
             for part in request.parts:

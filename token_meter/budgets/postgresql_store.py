@@ -34,15 +34,11 @@ _EXPIRED: Final = f"SELECT id, sent FROM {holds.name} WHERE state = 'held' AND e
 class PostgresqlHolds:
     """A HoldStore in the ledger's own database."""
 
-    quick = False
-
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def hold(self, request: Request, *, wait: bool = True) -> Verdict | None:
+    def hold(self, request: Request) -> Verdict:
         """Reserve all parts or none."""
-        if not wait:
-            return None
         credit = request.credit
         asked = None
         if credit is not None:
@@ -58,9 +54,7 @@ class PostgresqlHolds:
         )  # fmt: skip
         kind = said["is"]
         if kind == "refused":
-            return Verdict(
-                "refused", said["place"], int(said["spent"]), said["held"], said["lost"], int(said["limit"])
-            )
+            return Verdict("refused", said["place"], int(said["spent"]), said["held"], said["lost"], int(said["limit"]))
         return Verdict("held" if kind == "again" else kind, said.get("place", 0))
 
     def settle(self, id: str, became: Became, amounts: Sequence[int] = (), *, event: str | None = None) -> list[Level]:

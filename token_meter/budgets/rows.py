@@ -26,9 +26,7 @@ def make_counters(store: Store, connection: Connection, counters: Sequence[tuple
 def add_to_counters(connection: Connection, deltas: Iterable[tuple[Key, tuple[int, int, int]]]) -> None:
     """Add (spent, held, lost) to counters that are there. In the order of their keys: so writers never wait in a
     circle."""
-    mine = (
-        (spend.c.budget == bindparam("b")) & (spend.c.subject == bindparam("s")) & (spend.c.start == bindparam("t"))
-    )
+    mine = (spend.c.budget == bindparam("b")) & (spend.c.subject == bindparam("s")) & (spend.c.start == bindparam("t"))
     statement = spend.update().where(mine).values(
         spent=spend.c.spent + bindparam("spent_"),
         held=spend.c.held + bindparam("held_"),

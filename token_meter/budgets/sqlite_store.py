@@ -31,7 +31,7 @@ from token_meter.budgets.hold import (
 from token_meter.budgets.holding import Counter, Key
 from token_meter.errors import TokenMeterError
 from token_meter.ledger.ledger import Ledger
-from token_meter.ledger.tables import budgets, events, grants, holds, spend, state
+from token_meter.ledger.tables import events, grants, holds, spend, state
 from token_meter.ledger.text import to_stored
 from token_meter.money import EXACT, total
 
@@ -56,33 +56,27 @@ _GRANTS: Final = (
     f"SELECT remaining, scope FROM {grants.name} WHERE mode = ? AND customer = ? AND currency = ? "
     "AND effective <= ? AND (expires IS NULL OR expires > ?)"
 )
-assert budgets is not None
 
 
 class SqliteHolds:
     """A HoldStore in the ledger's own file."""
 
-    quick = True
-
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def hold(self, request: Request, *, wait: bool = True) -> Verdict | None:
+    def hold(self, request: Request) -> Verdict:
         """Reserve all parts or none."""
-        try:
-            return self._alone(lambda rows: holding.hold(rows, request), wait=wait)
-        except Unreachable:
-            if wait:
-                raise
-            return None
+        return self._alone(lambda rows: holding.hold(rows, request))  # type: ignore[no-any-return]
 
     def settle(self, id: str, became: Became, amounts: Sequence[int] = (), *, event: str | None = None) -> list[Level]:
         """End a hold, once."""
-        return self._alone(lambda rows: holding.settle(rows, id, became, amounts, event))
+        return self._alone(  # type: ignore[no-any-return]
+            lambda rows: holding.settle(rows, id, became, amounts, event)
+        )
 
     def charge(self, request: Request) -> list[Level]:
         """Count what was spent without a hold."""
-        return self._alone(lambda rows: holding.charge(rows, request))
+        return self._alone(lambda rows: holding.charge(rows, request))  # type: ignore[no-any-return]
 
     def mark_sent(self, ids: Sequence[str]) -> None:
         """From here on the provider may have got these requests."""
@@ -97,23 +91,12 @@ class SqliteHolds:
             if not any(found):
                 return given_back, lost
 
-    def _alone(self, action: Callable[[_Rows], Any], *, wait: bool = True) -> Any:
+    def _alone(self, action: Callable[[_Rows], Any]) -> Any:
         try:
-            with self._ledger.quick(wait=wait) as connection:
-                if not wait:
-                    connection.execute("PRAGMA busy_timeout = 0")
-                try:
-                    with _transaction(connection):
-                        return action(_Rows(connection))
-                finally:
-                    if not wait:
-                        connection.execute(f"PRAGMA busy_timeout = {WAIT_MILLISECONDS}")
-        except (sqlite3.Error, TokenMeterError) as problem:
+            with self._ledger.quick() as connection, _transaction(connection):
+                return action(_Rows(connection))
+        except TokenMeterError as problem:
             raise Unreachable(str(problem)) from problem
-
-
-WAIT_MILLISECONDS: Final = 5_000
-"""So long a hold waits while another process writes, such as a reporter that records a batch."""
 
 
 @contextmanager

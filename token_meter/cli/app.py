@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from token_meter.cli import credits, customers, deliver, events, invoice, notices, plans, prices, reconcile
+from token_meter.cli import budgets, credits, customers, deliver, events, invoice, notices, plans, prices, reconcile
 from token_meter.cli.demo import demo
 from token_meter.cli.doctor import doctor
 from token_meter.cli.exits import EPILOG, Commands
@@ -31,6 +31,7 @@ app.add_typer(customers.app, name="customers")
 app.add_typer(prices.app, name="prices")
 app.add_typer(plans.app, name="plans")
 app.add_typer(credits.app, name="credits")
+app.add_typer(budgets.app, name="budgets")
 app.add_typer(invoice.app, name="invoice")
 app.add_typer(notices.app, name="notices")
 app.add_typer(deliver.app, name="deliver")

@@ -221,6 +221,82 @@ def recharge(
     write(f"a notice is written when {customer} has less than {threshold} left: see `token-meter notices list`\n")
 
 
+@app.command("balance", epilog=EPILOG)
+def balance(
+    customer: CustomerArgument,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Show what a customer may use: what is left, less what calls under way hold and what is not recorded yet."""
+    from token_meter.bookkeeping.credit_book import CreditBook
+    from token_meter.budgets.desk import BudgetDesk
+
+    chosen = read_mode(mode)
+    with rated(find(ledger, journal)) as opened:
+        book, desk = CreditBook(opened), BudgetDesk(opened)
+        policy = desk.snapshot().policies.of(chosen, customer)
+        currencies = sorted({each.currency for each in book.grants(customer, mode=chosen)} or {policy.currency})
+        found = [desk.credit(customer, currency=each, mode=chosen) for each in currencies]
+    rows = [
+        {"currency": each.currency, "balance": plain(each.balance), "pending": plain(each.pending),
+         "held": plain(each.held), "available": plain(each.available)}
+        for each in found
+    ]  # fmt: skip
+    if json:
+        write_json({"customer": customer, "policy": policy.document(), "credit": rows})
+        return
+    columns = (Column("currency"), *(Column(name, number=True) for name in ("balance", "pending", "held", "available")))
+    show(Table(columns, rows, nothing=""), Shape.TABLE)
+    note(
+        f"when it is used up: {policy.policy} ({'calls are refused' if policy.policy == 'block' else 'it is invoiced'})"
+    )
+
+
+@app.command("policy", epilog=EPILOG)
+def policy(
+    customer: Annotated[str, typer.Argument(metavar="CUSTOMER", help="Whose; * for everybody without one.")],
+    wanted: Annotated[
+        str,
+        typer.Argument(metavar="block|overage", help="block: no credit, no call. overage: what is beyond is invoiced."),
+    ],
+    enforce: Annotated[
+        str,
+        typer.Option("--enforce", metavar="HOW", help="strict: never beyond it; bounded: by what calls usually take."),
+    ] = "bounded",
+    currency: Annotated[str, typer.Option("--currency", metavar="CODE", help="What their credit is in.")] = "USD",
+    low: Annotated[
+        str | None, typer.Option("--low", metavar="AMOUNT", help="Tell when less than this is left.")
+    ] = None,
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Say what happens when a customer's credit is used up. It counts at the next call."""
+    from token_meter.budgets.desk import BudgetDesk
+    from token_meter.budgets.policy import CreditPolicy
+    from token_meter.errors import InvalidBudget
+
+    chosen = read_mode(mode)
+    try:
+        made = CreditPolicy.read({"policy": wanted, "enforce": enforce, "currency": currency, "low": low})
+    except InvalidBudget as error:
+        raise Failure(str(error), code=WRONG_USAGE) from None
+    with rated(find(ledger, journal), make=True) as opened:
+        if customer != "*":
+            note_if_new(opened, customer, chosen)
+        BudgetDesk(opened).policy(customer, made, mode=chosen)
+    if json:
+        write_json({"customer": customer, "mode": chosen, **made.document()})
+        return
+    said = "calls are refused when their credit does not cover them" if made.policy == "block" else (
+        "calls go on when their credit is used up; what is beyond it is invoiced"
+    )  # fmt: skip
+    write(f"{'everybody without a policy of their own' if customer == '*' else customer}: {said}\n")
+
+
 def _scope(pairs: list[str] | None) -> dict[str, str]:
     found = {name: pattern for name, _, pattern in (pair.partition("=") for pair in pairs or ())}
     if any("=" not in pair for pair in pairs or ()):

@@ -88,7 +88,7 @@ def pause_customer(
     journal: options.JournalOption = None,
     json: options.JsonOption = False,
 ) -> None:
-    """Mark a customer as paused. Their usage goes on being recorded."""
+    """Pause a customer: no call is made for them. What is recorded for them all the same goes on counting."""
     _mark(id, "paused", mode=mode, ledger=ledger, journal=journal, json=json)
 
 
@@ -99,7 +99,7 @@ def resume_customer(
     journal: options.JournalOption = None,
     json: options.JsonOption = False,
 ) -> None:
-    """Mark a paused customer as active again."""
+    """Let calls be made for a paused customer again."""
     _mark(id, "active", mode=mode, ledger=ledger, journal=journal, json=json)
 
 

@@ -355,13 +355,13 @@ class Ledger:
             raise LedgerError(f"cannot write to the ledger {self._shown}: {reason_of(problem)}") from problem
 
     @contextmanager
-    def quick(self, *, wait: bool = True) -> Iterator[Any]:
+    def quick(self) -> Iterator[Any]:
         """A connection of the database's driver, for steps of microseconds that a caller waits for: holds on budgets.
 
         Each step is one statement or one transaction; a power failure may undo the last ones. What the database says
-        goes wrong is raised as LedgerError. `wait`: else that is raised where the step would have to wait.
+        goes wrong is raised as LedgerError.
         """
-        with self._opened.quick(wait=wait) as connection:
+        with self._opened.quick() as connection:
             yield connection
 
     @contextmanager

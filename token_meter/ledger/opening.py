@@ -133,11 +133,11 @@ class Opened:
                 yield store, connection
 
     @contextmanager
-    def quick(self, *, wait: bool = True) -> Iterator[Any]:
+    def quick(self) -> Iterator[Any]:
         """A connection of the driver for short steps; see `Store.quick`."""
         with self._gate:
             store = self._opened()
-            with store.quick(wait=wait) as connection:
+            with store.quick() as connection:
                 yield connection
 
     @contextmanager

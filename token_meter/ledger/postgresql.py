@@ -89,17 +89,17 @@ class PostgresqlStore(Store):
         return self.engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @contextmanager
-    def quick(self, *, wait: bool = True) -> Iterator[Any]:
-        if not self._quick_slots.acquire(blocking=wait):
-            raise LedgerError(f"every quick connection to the ledger {self.place} is in use")
-        connection = None
+    def quick(self) -> Iterator[Any]:
+        self._quick_slots.acquire()
+        connection: Any = None
         try:
             connection = self._quick.pop() if self._quick else self._connect_quick()
             yield connection
         except BaseException as problem:
             usable = connection is not None and not (connection.closed or connection.broken)
             if connection is not None and not usable:
-                connection, _ = None, connection.close()
+                connection.close()
+                connection = None
             if isinstance(problem, self.engine.dialect.loaded_dbapi.Error):
                 raise LedgerError(f"the ledger {self.place}: {_first_line(problem)}") from problem
             raise

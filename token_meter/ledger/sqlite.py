@@ -86,9 +86,8 @@ class SqliteStore(Store):
             raw.close()
 
     @contextmanager
-    def quick(self, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
-        if not self._quick_lock.acquire(blocking=wait):
-            raise LedgerError(f"the ledger {self.place} is in use")
+    def quick(self) -> Iterator[sqlite3.Connection]:
+        self._quick_lock.acquire()
         try:
             if self._quick is None:
                 self._quick = sqlite3.connect(

@@ -68,9 +68,9 @@ class Store(ABC):
 
     @abstractmethod
     @contextmanager
-    def quick(self, *, wait: bool = True) -> Iterator[Any]:
+    def quick(self) -> Iterator[Any]:
         """A connection of the driver for short steps of one statement or transaction each, which need not survive a
-        power failure. `wait`: else LedgerError is raised where another thread has it."""
+        power failure."""
         yield
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import json
 import re
 from typing import Any, ClassVar, Final
 
+from token_meter.providers.asking import Ask, limit_of, measured, tools_of
 from token_meter.providers.base import Body, Endpoint, Fold, Reading, fit, mapping, tells_counts, text, whole
 from token_meter.providers.sse import events
 from token_meter.usage import Usage
@@ -132,8 +133,52 @@ class MessageFold(Fold):
 
 _TEXT: Final = re.compile(rb'"(?:text|thinking|partial_json)":\s*"((?:[^"\\]|\\.)*)"')
 
+_TOLD: Final = frozenset({"cache_control", "container", "file_id", "mcp_servers"})
+_SEARCH, _FETCH, _RUN = "web_search", "web_fetch", "code_execution"
+
+
+def ask_message(body: Body) -> Ask:
+    """`max_tokens` covers thinking as well; the provider's own tools may be called `max_uses` times."""
+    size, told = measured(body, _TOLD)
+    unknown, calls = [name for name in told if name != "cache_control"], []
+    uses: list[int | None] = [None] if "mcp_servers" in told else []
+    for tool in tools_of(body):
+        kind = str(tool.get("type") or "custom")
+        if kind.startswith((_SEARCH, _FETCH, _RUN)):
+            unknown.append(f"tool {kind}")
+            uses.append(limit_of(tool, "max_uses"))
+        if kind.startswith(_SEARCH):
+            calls.append(("web_search", limit_of(tool, "max_uses")))
+    if _has_linked_file(body):
+        unknown.append("a file by its address")
+    tier = body.get("service_tier")
+    context = {
+        "service_tier": "standard" if tier == "standard_only" else None,
+        "speed": text(body.get("speed")),
+        "geo": text(body.get("inference_geo")),
+    }
+    return Ask(
+        size,
+        limit_of(body, "max_tokens"),
+        thinks=mapping(body.get("thinking")).get("type") not in (None, "disabled"),
+        opaque=tuple(unknown),
+        calls=tuple(calls),
+        passes=None if None in uses else 1 + sum(each or 0 for each in uses),
+        types=("cache_write_5m", "cache_write_1h") if "cache_control" in told else (),
+        context={name: value for name, value in context.items() if value is not None},
+    )
+
+
+def _has_linked_file(body: Body) -> bool:
+    """Whether a message names a picture or document that the provider will fetch."""
+    messages = body.get("messages")
+    contents = [mapping(each).get("content") for each in messages] if isinstance(messages, list) else []
+    blocks = [mapping(block) for content in contents if isinstance(content, list) for block in content]
+    return any(mapping(block.get("source")).get("type") == "url" for block in blocks)
+
+
 MESSAGES: Final = Endpoint(
-    "messages", read_message, MessageFold, ("id", "model", "usage"), "content", dialect="anthropic"
+    "messages", read_message, MessageFold, ("id", "model", "usage"), "content", dialect="anthropic", ask=ask_message
 )
 
 POSTS: Final = {"messages": MESSAGES}

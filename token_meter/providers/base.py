@@ -12,11 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, TypeGuard
 
 from token_meter.context import Attribution
 from token_meter.schema import Status
 from token_meter.usage import QUANTITY_MAX, Usage
+
+if TYPE_CHECKING:
+    from token_meter.providers.asking import Ask
 
 Body = dict[str, Any]
 """A parsed JSON object as a provider sent it: hostile until read."""
@@ -31,8 +34,8 @@ class Reading:
     """
 
     __slots__ = (
-        "anomalies", "estimator", "model", "object_id", "price_context", "raw_usage", "recount", "response_id",
-        "status", "usage",
+        "anomalies", "estimator", "event_id", "model", "object_id", "price_context", "raw_usage", "recount",
+        "response_id", "status", "usage",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +55,7 @@ class Reading:
         self.raw_usage = raw_usage
         self.anomalies = [] if anomalies is None else anomalies
         self.object_id: str | None = None
+        self.event_id = ""
         self.status: Status = status
         self.estimator: str | None = None
         self.recount: Callable[[], tuple[Usage, str] | None] | None = None
@@ -96,7 +100,8 @@ class Endpoint(NamedTuple):
     `fields` are the top-level fields wanted, `bulky` the one with the content, which is read around. `estimates` says
     whether missing counts can be estimated from text, `injects_usage` marks the endpoints that take
     `stream_options.include_usage`. `dialect` is the name by which `answers` finds `read` again, where an answer whose
-    counts stand alone at its end may be written down as it came.
+    counts stand alone at its end may be written down as it came. `ask` reads out of a request what bounds its cost; an
+    endpoint without it bills nothing that was not admitted before.
     """
 
     operation: str
@@ -107,6 +112,7 @@ class Endpoint(NamedTuple):
     estimates: bool = True
     injects_usage: bool = False
     dialect: str = ""
+    ask: Callable[[Body], Ask] | None = None
 
 
 class Host(NamedTuple):
@@ -120,7 +126,8 @@ class Call:
     """One logical call: bound to its customer when it begins, recorded once per delivered response.
 
     `fresh` is true until a response (or the failure) of the call was taken. `sent` is the request as the SDK built
-    it, looked at only when an estimate is needed. `static` is the part of its journal lines that never changes.
+    it, looked at only when an estimate is needed. `hold` is what was reserved for it, `guarded` says that something may
+    have to be. `static` is the part of its journal lines that never changes.
     """
 
     __slots__ = (
@@ -129,9 +136,12 @@ class Call:
         "ended",
         "endpoint",
         "fresh",
+        "guarded",
+        "hold",
         "host",
         "id",
         "injected",
+        "is_async",
         "model_requested",
         "operation",
         "provider",
@@ -155,15 +165,22 @@ class Call:
         self.ended = False
         self.fresh = True
         self.injected = False
+        self.guarded = False
+        self.is_async = False
+        self.hold: Any = None
         self.sent: object = None
 
 
 class Recorder(Protocol):
-    """What the taps hand calls and readings to. None of these raises, except `begin` with BudgetExceeded."""
+    """What the taps hand calls and readings to. None of these raises, except `admit` with BudgetExceeded."""
 
     def begin(
         self, endpoint: Endpoint, *, provider: str, host: str, model: str | None, bound: Attribution | None
     ) -> Call: ...
+
+    def admit(self, call: Call, body: Mapping[str, Any]) -> None: ...
+
+    async def aadmit(self, call: Call, body: Mapping[str, Any]) -> None: ...
 
     def accepts_include_usage(self, host: str) -> bool: ...
 

@@ -52,6 +52,8 @@ class Binding(NamedTuple):
 def call_sync(vendor: Vendor, binding: Binding, original: Any, client: Any, args: Any, kwargs: Any) -> Any:
     """Around `SyncAPIClient.request`."""
     call, args, kwargs = _begin(vendor, binding, client, args, kwargs)
+    if call is not None and call.guarded:
+        call.recorder.admit(call, _asked(args, kwargs))
     outer, handled = _ACTIVE.get(), sys.exception()
     _ACTIVE.set(call or FREE)
     try:
@@ -69,6 +71,8 @@ def call_sync(vendor: Vendor, binding: Binding, original: Any, client: Any, args
 async def call_async(vendor: Vendor, binding: Binding, original: Any, client: Any, args: Any, kwargs: Any) -> Any:
     """Around `AsyncAPIClient.request`."""
     call, args, kwargs = _begin(vendor, binding, client, args, kwargs)
+    if call is not None and call.guarded:
+        await call.recorder.aadmit(call, _asked(args, kwargs))
     outer, handled = _ACTIVE.get(), sys.exception()
     _ACTIVE.set(call or FREE)
     try:
@@ -146,6 +150,12 @@ def _begin(
     ):
         return _ask_for_usage(call, options, asked, args, kwargs)
     return call, args, kwargs
+
+
+def _asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+    """What is asked for; `extra_body` has the last word."""
+    options = kwargs["options"] if "options" in kwargs else args[1]
+    return {**mapping(options.json_data), **mapping(getattr(options, "extra_json", None))}
 
 
 def _opened(vendor: Vendor, binding: Binding, client: Any, options: Any) -> Call | None:

@@ -51,6 +51,8 @@ _CHUNKS: Final = Chunks()
 def request(binding: Binding, original: Any, api: Any, args: Any, kwargs: Any) -> Any:
     """Around one plain hop."""
     call, handled = _begin(binding, api, args, kwargs), sys.exception()
+    if call is not None and call.guarded:
+        call.recorder.admit(call, _asked(args, kwargs))
     try:
         response = original(*args, **kwargs)
     except BaseException as error:
@@ -63,6 +65,8 @@ def request(binding: Binding, original: Any, api: Any, args: Any, kwargs: Any) -
 async def async_request(binding: Binding, original: Any, api: Any, args: Any, kwargs: Any) -> Any:
     """Around one plain hop, async."""
     call, handled = _begin(binding, api, args, kwargs), sys.exception()
+    if call is not None and call.guarded:
+        await call.recorder.aadmit(call, _asked(args, kwargs))
     try:
         response = await original(*args, **kwargs)
     except BaseException as error:
@@ -75,6 +79,8 @@ async def async_request(binding: Binding, original: Any, api: Any, args: Any, kw
 def request_streamed(binding: Binding, original: Any, api: Any, args: Any, kwargs: Any) -> Iterator[Any]:
     """Around one streamed hop: a generator, as the SDK's own; the request leaves at the first `next()`."""
     call, handled = _begin(binding, api, args, kwargs), sys.exception()
+    if call is not None and call.guarded:
+        call.recorder.admit(call, _asked(args, kwargs))
     tap = _tap(call, args, kwargs)
     chunks = original(*args, **kwargs)
     started = False
@@ -96,6 +102,8 @@ def request_streamed(binding: Binding, original: Any, api: Any, args: Any, kwarg
 async def async_request_streamed(binding: Binding, original: Any, api: Any, args: Any, kwargs: Any) -> Any:
     """Around one streamed hop, async: the SDK's coroutine sends and returns an async generator."""
     call, handled = _begin(binding, api, args, kwargs), sys.exception()
+    if call is not None and call.guarded:
+        await call.recorder.aadmit(call, _asked(args, kwargs))
     try:
         chunks = await original(*args, **kwargs)
     except BaseException as error:
@@ -218,6 +226,11 @@ def _broke(
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str) -> Any:
     return kwargs[name] if name in kwargs else args[place]
+
+
+def _asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    asked = _argument(args, kwargs, 2, "request_dict")
+    return asked if isinstance(asked, dict) else {}
 
 
 def _host(api: Any, options: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar, Final
 
+from token_meter.providers.asking import Ask, count_of, limit_of, measured, tools_of
 from token_meter.providers.base import Body, Endpoint, Fold, Reading, mapping, tells_counts, text, whole
 from token_meter.usage import QUANTITY_MAX, Usage
 
@@ -214,15 +215,50 @@ def read_embedding(document: Body) -> list[Reading]:
     return [reading]
 
 
+_OPAQUE: Final = frozenset({"cachedContent", "fileData"})
+_SEARCHES: Final = frozenset({"googleSearch", "googleSearchRetrieval", "enterpriseWebSearch"})
+_OWN_TOOLS: Final = frozenset({*_SEARCHES, "codeExecution", "fileSearch", "googleMaps", "urlContext"})
+
+
+def ask_generation(body: Body) -> Ask:
+    """`maxOutputTokens` covers thoughts as well; the provider searches as often as the model likes."""
+    size, opaque = measured(body, _OPAQUE)
+    config = mapping(body.get("generationConfig"))
+    own = [name for tool in tools_of(body) for name in tool if name in _OWN_TOOLS]
+    thinking = mapping(config.get("thinkingConfig"))
+    budget = thinking.get("thinkingBudget")
+    modalities = config.get("responseModalities")
+    named = [str(each).upper() for each in modalities] if isinstance(modalities, list) else []
+    types = [kind for word, kind in (("AUDIO", "output_audio"), ("IMAGE", "output_image")) if word in named]
+    return Ask(
+        size,
+        limit_of(config, "maxOutputTokens"),
+        choices=count_of(config.get("candidateCount")),
+        thinks=bool(thinking) and budget != 0,
+        opaque=(*opaque, *(f"tool {name}" for name in own)),
+        calls=(("web_search", None),) if _SEARCHES.intersection(own) else (),
+        types=tuple(types),
+        passes=None if own else 1,
+    )
+
+
+def ask_embedding(body: Body) -> Ask:
+    """Embeddings have input only."""
+    size, opaque = measured(body, _OPAQUE)
+    return Ask(size, opaque=opaque, produces=False)
+
+
 GENERATE: Final = Endpoint(
     "generate_content",
     read_generation,
     GenerationFold,
     ("usageMetadata", "modelVersion", "responseId", "candidates", "promptFeedback"),
+    ask=ask_generation,
 )
 EMBED: Final = Endpoint(
-    "embeddings", read_embedding, GenerationFold, ("usageMetadata", "predictions", "metadata"), estimates=False
-)
+    "embeddings", read_embedding, GenerationFold, ("usageMetadata", "predictions", "metadata"), estimates=False,
+    ask=ask_embedding,
+)  # fmt: skip
 
 METHODS: Final = {
     "generateContent": GENERATE,

@@ -12,6 +12,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 from token_meter.providers.base import Body, Endpoint, Fold, Reading, fit, mapping, tells_counts, text, whole
+from token_meter.providers.openai_asks import (
+    ask_audio,
+    ask_chat,
+    ask_completion,
+    ask_embedding,
+    ask_image,
+    ask_response,
+)
 from token_meter.providers.sse import events
 from token_meter.usage import QUANTITY_MAX, Usage
 
@@ -422,17 +430,21 @@ _RESPONSE_FIELDS: Final = (*_LIFECYCLE_FIELDS, "output", "tools", "tool_usage")
 _SHORT_FIELDS: Final = ("id", "model", "usage")
 
 CHAT: Final = Endpoint(
-    "chat", read_completion, CompletionFold, _COMPLETION_FIELDS, "choices", injects_usage=True, dialect="openai"
-)
+    "chat", read_completion, CompletionFold, _COMPLETION_FIELDS, "choices", injects_usage=True, dialect="openai",
+    ask=ask_chat,
+)  # fmt: skip
 COMPLETIONS: Final = Endpoint(
-    "completions", read_completion, CompletionFold, _COMPLETION_FIELDS, "choices", injects_usage=True, dialect="openai"
-)
-RESPONSES: Final = Endpoint("responses", read_response, ResponseFold, _RESPONSE_FIELDS)
+    "completions", read_completion, CompletionFold, _COMPLETION_FIELDS, "choices", injects_usage=True, dialect="openai",
+    ask=ask_completion,
+)  # fmt: skip
+RESPONSES: Final = Endpoint("responses", read_response, ResponseFold, _RESPONSE_FIELDS, ask=ask_response)
 RESPONSES_AGAIN: Final = Endpoint("responses", read_again, ResponseFold, _RESPONSE_FIELDS, estimates=False)
-COMPACT: Final = Endpoint("responses", read_response, ResponseFold, _RESPONSE_FIELDS)
-EMBEDDINGS: Final = Endpoint("embeddings", read_embedding, CompletionFold, _COMPLETION_FIELDS, "data")
-IMAGES: Final = Endpoint("images", read_image, LastUsageFold, _SHORT_FIELDS, estimates=False)
-AUDIO: Final = Endpoint("audio", read_audio, LastUsageFold, _SHORT_FIELDS, estimates=False)
+COMPACT: Final = Endpoint("responses", read_response, ResponseFold, _RESPONSE_FIELDS, ask=ask_response)
+EMBEDDINGS: Final = Endpoint(
+    "embeddings", read_embedding, CompletionFold, _COMPLETION_FIELDS, "data", ask=ask_embedding
+)
+IMAGES: Final = Endpoint("images", read_image, LastUsageFold, _SHORT_FIELDS, estimates=False, ask=ask_image)
+AUDIO: Final = Endpoint("audio", read_audio, LastUsageFold, _SHORT_FIELDS, estimates=False, ask=ask_audio)
 
 POSTS: Final = {
     "chat/completions": CHAT,

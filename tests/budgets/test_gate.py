@@ -1,0 +1,557 @@
+"""Budgets in front of real SDKs: refused before anything is sent, settled with what was billed, held once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from contextlib import ExitStack, contextmanager
+from decimal import Decimal
+
+import anthropic
+import openai
+import pytest
+from google import genai
+
+from tests.ledger.conftest import postgresql, schema_url, url  # noqa: F401 - fixtures
+from token_meter import Meter
+from token_meter.budgets.hold import Unreachable
+from token_meter.budgets.policy import CreditPolicy
+from token_meter.errors import BudgetExceeded
+from token_meter.testing.provider import LoopbackProvider
+
+HELLO = [{"role": "user", "content": "Hello"}]
+CHAT = {"model": "gpt-4o-mini", "messages": HELLO, "max_tokens": 50}
+
+
+class Team:
+    """A loopback provider, a Meter with a ledger, and clients of the three SDKs."""
+
+    def __init__(self, place, folder):
+        self.stack = ExitStack()
+        self.provider = self.stack.enter_context(LoopbackProvider())
+        self.meter = self.stack.enter_context(Meter(place, journal=folder / "journal", dimensions=["key"]))
+
+    def openai(self, *, faults=None, **options):
+        base = self.provider.url_with(**faults) if faults else self.provider.url
+        made = openai.OpenAI(api_key="k", base_url=f"{base}/v1", **{"max_retries": 0, **options})
+        return self.meter.wrap(self._closed(made))
+
+    def anthropic(self):
+        return self.meter.wrap(self._closed(anthropic.Anthropic(api_key="k", base_url=self.provider.url)))
+
+    def google(self):
+        return self.meter.wrap(genai.Client(api_key="k", http_options={"base_url": self.provider.url}))
+
+    def async_openai(self):
+        return self.meter.wrap(openai.AsyncOpenAI(api_key="k", base_url=f"{self.provider.url}/v1", max_retries=0))
+
+    def _closed(self, client):
+        return self.stack.enter_context(client)
+
+    def standing(self, name=None):
+        """What is spent, held and lost, and what may still be held."""
+        [found] = self.meter.budgets.standings(name)
+        return tuple(str(each.normalize()) for each in (found.spent, found.held, found.lost))
+
+    @property
+    def charged(self):
+        return sum((row.charge for row in self.meter.costs(by=())), Decimal(0))
+
+    @property
+    def requests(self):
+        return len(self.provider.requests)
+
+
+@pytest.fixture
+def team(url, tmp_path):  # noqa: F811
+    made = Team(url, tmp_path)
+    with made.stack:
+        yield made
+
+
+@pytest.fixture
+def small(tmp_path):
+    made = Team(tmp_path / "usage.db", tmp_path)
+    with made.stack:
+        yield made
+
+
+def test_a_call_that_does_not_fit_is_refused_before_anything_is_sent(team):
+    team.meter.budget("acme", "0.00002", enforce="strict", per="day")
+    client = team.openai()
+
+    with team.meter.customer("acme"), pytest.raises(BudgetExceeded) as refused:
+        client.chat.completions.create(**CHAT)
+
+    error = refused.value
+    assert team.requests == 0
+    assert (error.budget, error.scope, error.unit) == ("charge per day for customer=acme", "customer=acme", "USD")
+    assert (error.limit, error.spent, error.held) == (Decimal("0.00002"), 0, 0)
+    assert error.needed > error.limit and 0 < error.retry_after <= 86_400 and error.resets_at.hour == 0
+    for word in (
+        "leaves no room",
+        "0.00002 USD",
+        "begins anew at",
+        "token-meter budgets set LIMIT --for customer=acme",
+    ):
+        assert word in str(error)
+    assert team.meter.events() == []
+
+
+def test_a_call_that_fits_is_settled_with_what_it_cost(team):
+    team.meter.budget("acme", "1")
+    client = team.openai()
+
+    with team.meter.customer("acme"):
+        client.chat.completions.create(**CHAT)
+        before_recording = team.meter._door.gate._desk.standings()[0]
+        list(client.chat.completions.create(**CHAT, stream=True))
+
+    assert before_recording.held == 0 and before_recording.spent > 0
+    assert Decimal(team.standing()[0]) == team.charged > 0
+    assert team.standing()[1:] == ("0", "0")
+    assert team.meter.budgets.holds(pending=True) == []
+
+
+def test_a_budget_counts_at_the_next_hold_of_a_program_that_has_one(team):
+    team.meter.budget("acme", "1")
+    client = team.openai()
+    with team.meter.customer("acme"):
+        client.chat.completions.create(**CHAT)
+
+        team.meter.budget("acme", "0")
+
+        with pytest.raises(BudgetExceeded):
+            client.chat.completions.create(**CHAT)
+
+
+def test_every_sdk_and_every_kind_of_call_is_held_and_settled(small):
+    small.meter.budget("acme", "100")
+    chat, message, generate = small.openai(), small.anthropic(), small.google()
+    with small.meter.customer("acme"):
+        chat.responses.create(model="gpt-5", input="Hello", max_output_tokens=40)
+        chat.embeddings.create(model="text-embedding-3-small", input="Hello")
+        with chat.chat.completions.stream(**CHAT) as stream:
+            stream.until_done()
+        message.messages.create(model="claude-sonnet-4-6", max_tokens=99, messages=HELLO)
+        with message.messages.stream(model="claude-sonnet-4-6", max_tokens=99, messages=HELLO) as stream:
+            stream.until_done()
+        generate.models.generate_content(model="gemini-2.5-flash", contents="Hello")
+        list(generate.models.generate_content_stream(model="gemini-2.5-flash", contents="Hello"))
+
+        asyncio.run(_async_calls(small))
+
+    events = len(small.meter.events())
+    assert events == len(small.provider.billed) == 11
+    assert Decimal(small.standing()[0]) == small.charged
+    assert small.standing()[1:] == ("0", "0")
+    assert small.meter.budgets.holds(pending=True) == []
+
+
+async def _async_calls(team):
+    client, generate = team.async_openai(), team.google()
+    async with client:
+        await client.chat.completions.create(**CHAT)
+        async for _ in await client.chat.completions.create(**CHAT, stream=True):
+            pass
+    await generate.aio.models.generate_content(model="gemini-2.5-flash", contents="Hello")
+    async for _ in await generate.aio.models.generate_content_stream(model="gemini-2.5-flash", contents="Hello"):
+        pass
+
+
+def test_async_calls_are_refused_and_leave_nothing_behind(small):
+    small.meter.budget("acme", "0", of="requests")
+
+    async def call():
+        async with small.async_openai() as client:
+            with pytest.raises(BudgetExceeded):
+                await client.chat.completions.create(**CHAT)
+        with pytest.raises(BudgetExceeded):
+            await small.google().aio.models.generate_content(model="gemini-2.5-flash", contents="Hello")
+
+    with small.meter.customer("acme"):
+        asyncio.run(call())
+
+    assert small.requests == 0 and small.meter._journal.state().outstanding == 0
+
+
+def test_what_the_provider_refuses_is_given_back(small):
+    small.meter.budget("acme", "1")
+    client = small.openai(faults={"fail": "429x0"})
+
+    with small.meter.customer("acme"), pytest.raises(openai.RateLimitError):
+        client.chat.completions.create(**CHAT)
+
+    assert small.standing() == ("0", "0", "0")
+
+
+def test_retries_of_the_sdk_hold_once(small):
+    small.meter.budget("acme", 1, of="requests")
+    client = small.openai(faults={"fail": "500x2"}, max_retries=3)
+
+    with small.meter.customer("acme"):
+        client.chat.completions.create(**CHAT)
+
+    assert small.standing() == ("1", "0", "0")
+
+
+def test_a_call_of_which_nobody_knows_stays_charged_as_lost(small):
+    small.meter.budget("acme", "1")
+    client = small.openai(faults={"delay": 1.0}, timeout=0.2)
+
+    with small.meter.customer("acme"), pytest.raises(openai.APITimeoutError):
+        client.chat.completions.create(**CHAT)
+    small.meter.flush()
+
+    spent, held, lost = small.standing()
+    assert (spent, held) == ("0", "0") and Decimal(lost) > 0
+    [hold] = small.meter.budgets.holds()
+    assert hold.state == "lost" and hold.who["customer"] == "acme"
+    assert small.meter.budgets.release([hold.id]) == 1
+    assert small.standing() == ("0", "0", "0")
+
+
+def test_every_scope_has_to_have_room_and_the_others_keep_nothing(small):
+    small.meter.budget("acme", "1", name="customer")
+    small.meter.budget(None, 1, of="requests", scope={"key": "*"}, name="key")
+    client = small.openai()
+
+    with small.meter.customer("acme", key="k1"):
+        client.chat.completions.create(**CHAT)
+        with pytest.raises(BudgetExceeded, match="key=k1"):
+            client.chat.completions.create(**CHAT)
+    with small.meter.customer("acme", key="k2"):
+        client.chat.completions.create(**CHAT)
+    with small.meter.customer("acme"):  # no key: that budget does not concern it
+        client.chat.completions.create(**CHAT)
+
+    assert small.standing("customer")[1:] == ("0", "0")
+    assert Decimal(small.standing("customer")[0]) == small.charged
+    assert [str(each.spent) for each in small.meter.budgets.standings("key")] == ["1", "1"]
+
+
+def test_a_named_customer_has_a_budget_of_their_own_instead_of_everybodys(small):
+    small.meter.budget("*", 0, of="requests")
+    small.meter.budget("acme", 1, of="requests")
+    client = small.openai()
+
+    with small.meter.customer("acme"):
+        client.chat.completions.create(**CHAT)
+    with small.meter.customer("globex"), pytest.raises(BudgetExceeded):
+        client.chat.completions.create(**CHAT)
+
+
+def test_a_soft_budget_refuses_nothing_and_tells(small):
+    small.meter.budget("acme", "0.000001", enforce="soft")
+    client = small.openai()
+
+    with small.meter.customer("acme"):
+        client.chat.completions.create(**CHAT)
+    small.meter.flush()
+
+    assert [each["document"]["percent"] for each in notices(small, "budget.threshold")] == [50, 80, 100]
+
+
+def test_a_refusal_is_told_once(small):
+    small.meter.budget("acme", 0, of="requests")
+    client = small.openai()
+    with small.meter.customer("acme"):
+        for _ in range(3):
+            with pytest.raises(BudgetExceeded):
+                client.chat.completions.create(**CHAT)
+
+    small.meter._door.tend()
+
+    [told] = notices(small, "budget.exceeded")
+    assert told["customer"] == "acme" and "leaves no room" in told["document"]["message"]
+
+
+def notices(team, kind):
+    from token_meter.bookkeeping.notice_rows import read_notices
+
+    with team.meter.ledger.reading() as (_, connection):
+        return [each for each in read_notices(connection) if each["kind"] == kind]
+
+
+# ---- money that is not there ----
+
+
+def test_without_credit_no_call(team):
+    team.meter.budgets.policy("acme", CreditPolicy.read({"policy": "block"}))
+    client = team.openai()
+    with team.meter.customer("acme"):
+        with pytest.raises(BudgetExceeded, match="prepaid credit of acme does not cover") as refused:
+            client.chat.completions.create(**CHAT)
+        assert (refused.value.budget, refused.value.limit) == ("credit", 0)
+
+        team.meter.credit("acme", "0.0001")
+        client.chat.completions.create(**CHAT)
+        team.meter.flush()
+        client.chat.completions.create(**CHAT)
+
+        with pytest.raises(BudgetExceeded, match="is left"):
+            for _ in range(20):
+                client.chat.completions.create(**CHAT)
+
+        team.meter.budgets.policy("acme", CreditPolicy.read({"policy": "overage"}))
+        client.chat.completions.create(**CHAT)
+
+
+def test_credit_that_is_used_but_not_recorded_yet_is_not_there(small):
+    """available = granted - recorded - settled but not yet recorded - held"""
+    small.meter.budgets.policy("acme", CreditPolicy.read({"policy": "block", "enforce": "strict"}))
+    small.meter.credit("acme", "0.0001")
+    client = small.openai()
+    passed = 0
+
+    with small.meter.customer("acme"), pytest.raises(BudgetExceeded):
+        while True:
+            client.chat.completions.create(**CHAT)
+            passed += 1
+
+    spent = small.charged
+    assert passed > 0 and spent <= Decimal("0.0001")
+    assert small.meter.credits.balance("acme") == Decimal("0.0001") - spent
+
+
+def test_credit_for_other_models_does_not_count(team):
+    team.meter.budgets.policy("acme", CreditPolicy.read({"policy": "block"}))
+    team.meter.credits.grant("acme", "5", scope={"model": "claude*"})
+    client = team.openai()
+
+    with team.meter.customer("acme"):
+        with pytest.raises(BudgetExceeded):
+            client.chat.completions.create(**CHAT)
+        team.meter.credits.grant("acme", "5", scope={"model": "gpt-4o*"})
+        client.chat.completions.create(**CHAT)
+
+
+def test_a_paused_customer_makes_no_call_until_resumed(team):
+    client = team.openai()
+    team.meter.customers.edit("acme", status="paused")
+    with team.meter.customer("acme"):
+        with pytest.raises(BudgetExceeded, match="acme is paused"):
+            client.chat.completions.create(**CHAT)
+
+        team.meter.customers.edit("acme", status="active")
+
+        client.chat.completions.create(**CHAT)
+
+
+def test_a_model_without_a_price_is_refused_held_at_the_dearest_or_let_pass(small):
+    client = small.openai()
+    unknown = {**CHAT, "model": "unheard-of"}
+    with small.meter.customer("acme"):
+        small.meter.budget("acme", "1")
+        with pytest.raises(BudgetExceeded, match="openai unheard-of has no price"):
+            client.chat.completions.create(**unknown)
+        assert small.requests == 0
+
+        small.meter.budget("acme", "1", unpriced="dearest")
+        client.chat.completions.create(**unknown)
+
+        small.meter.budget("acme", "0.001", unpriced="dearest")
+        with pytest.raises(BudgetExceeded, match="may take"):
+            client.chat.completions.create(**unknown)
+
+        small.meter.budget("acme", "0.001", unpriced="allow")
+        client.chat.completions.create(**unknown)
+
+
+# ---- strict and bounded ----
+
+
+@pytest.mark.parametrize("more", [
+    {"tools": [{"type": "web_search"}]}, {"tools": [{"type": "mcp", "server_label": "x"}], "max_tool_calls": 10**6},
+])  # fmt: skip
+def test_strict_refuses_what_has_no_worst_case_or_too_large_a_one(small, more):
+    small.meter.budget("acme", "5", enforce="strict")
+    client = small.openai()
+
+    with small.meter.customer("acme"), pytest.raises(BudgetExceeded):
+        client.responses.create(model="gpt-4o", input="Hello", **{"max_output_tokens": 10, **more})
+
+    assert small.requests == 0
+
+
+def test_strict_takes_an_earlier_response_for_the_whole_context_window(small):
+    """gpt-4o-mini: 128,000 tokens at 0.15 USD a million, dearer as priority."""
+    small.meter.budget("acme", "0.0192", enforce="strict")
+    client = small.openai()
+    with small.meter.customer("acme"):
+        client.responses.create(model="gpt-4o-mini", input="Hello", max_output_tokens=10, service_tier="default")
+
+        with pytest.raises(BudgetExceeded) as refused:
+            client.responses.create(
+                model="gpt-4o-mini", input="Hello", max_output_tokens=10, service_tier="default",
+                previous_response_id="resp_1",
+            )  # fmt: skip
+
+    assert refused.value.needed == Decimal("0.0192") + Decimal("0.000006")
+
+
+def test_strict_reckons_with_the_dearest_tier_unless_one_is_named(small):
+    small.meter.budget("acme", "0", enforce="strict")
+    client = small.openai()
+
+    def needed(**more):
+        with small.meter.customer("acme"), pytest.raises(BudgetExceeded) as refused:
+            client.chat.completions.create(**CHAT, **more)
+        return refused.value.needed
+
+    assert needed(service_tier="auto") > needed(service_tier="default")  # which is a longer word
+
+
+def test_bounded_learns_what_calls_take(small):
+    """Without a maximum the first call reserves 4,096 tokens of output; later ones what calls took."""
+    small.meter.budget("acme", "0.01")
+    client = small.openai()
+    plain = {"model": "gpt-4o-mini", "messages": HELLO}
+    with small.meter.customer("acme"):
+        client.chat.completions.create(**plain)
+        small.meter.budget("acme", "0.0003")
+
+        passed = [client.chat.completions.create(**plain) for _ in range(5)]
+
+    assert len(passed) == 5
+
+
+def test_parallel_calls_without_a_maximum_are_not_refused_when_the_budget_covers_them(small):
+    """64 at once, a budget for what all of them take: LiteLLM lets one through here (reference/gateway.md §4)."""
+    client = small.openai()
+    plain = {"model": "gpt-4o-mini", "messages": HELLO}
+    with small.meter.customer("acme"):
+        for _ in range(25):
+            client.chat.completions.create(**plain)
+    small.meter.flush()
+    each = small.charged / 25
+    small.meter.budget("acme", small.charged + 64 * each * Decimal("1.6"))
+    small.meter._door.gate.look()
+    refused, passed = [], []
+
+    def call():
+        with small.meter.customer("acme"):
+            try:
+                client.chat.completions.create(**plain)
+                passed.append(1)
+            except BudgetExceeded as error:
+                refused.append(error)
+
+    callers = [threading.Thread(target=call) for _ in range(64)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+
+    assert (len(passed), len(refused)) == (64, 0)
+
+
+# ---- when the ledger does not answer ----
+
+
+@contextmanager
+def broken(team):
+    """The store of holds answers nothing."""
+    gate = team.meter._door.gate
+    store = gate._store
+
+    class Down:
+        def __getattr__(self, name):
+            def fail(*args, **kwargs):
+                raise Unreachable("the server is gone")
+
+            return fail
+
+    gate._store = Down()
+    try:
+        yield
+    finally:
+        gate._store = store
+        gate._down_until = 0.0
+
+
+def test_without_an_answer_calls_go_on_and_prepaid_ones_do_not(small):
+    small.meter.budget("acme", "1")
+    small.meter.budgets.policy("prepaid", CreditPolicy.read({"policy": "block"}))
+    small.meter.credit("prepaid", "5")
+    client = small.openai()
+    with small.meter.customer("acme"):
+        client.chat.completions.create(**CHAT)
+
+    with broken(small):
+        with small.meter.customer("acme"):
+            client.chat.completions.create(**CHAT)
+        with small.meter.customer("prepaid"), pytest.raises(BudgetExceeded, match="cannot be looked up"):
+            client.chat.completions.create(**CHAT)
+        with small.meter.customer("nobody in particular"):
+            client.chat.completions.create(**CHAT)
+
+    assert small.meter.health().problems["budgets cannot be looked up"] >= 2
+    assert Decimal(small.standing()[0]) == sum(row.charge for row in small.meter.costs("acme", by=()))
+
+
+def test_without_an_answer_the_operator_may_have_it_the_other_way_round(small):
+    small.meter.budget("acme", "1")
+    small.meter.budgets.policy("prepaid", CreditPolicy.read({"policy": "block"}))
+    small.meter.budgets.unreachable(prepaid="open", others="closed")
+    client = small.openai()
+    small.meter._door.gate.look()
+
+    with broken(small):
+        with small.meter.customer("acme"), pytest.raises(BudgetExceeded, match="cannot be looked up"):
+            client.chat.completions.create(**CHAT)
+        with small.meter.customer("prepaid"):
+            client.chat.completions.create(**CHAT)
+
+
+def test_a_program_without_budgets_loads_nothing_of_them(tmp_path):
+    import subprocess
+    import sys
+
+    code = f"""
+import sys, openai
+from token_meter import Meter
+from token_meter.testing.provider import LoopbackProvider
+with LoopbackProvider() as provider, Meter({str(tmp_path / "usage.db")!r}) as meter:
+    with meter.wrap(openai.OpenAI(api_key="k", base_url=provider.url + "/v1")) as client:
+        client.chat.completions.create(**{CHAT!r})
+        print("token_meter.budgets.gate" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+
+    assert ran.stdout.strip() == "False"
+
+
+def test_a_forked_child_settles_nothing_of_its_parents(small):
+    small.meter.budget("acme", "1")
+    client = small.openai()
+    with small.meter.customer("acme"):
+        stream = client.chat.completions.create(**CHAT, stream=True)
+        next(stream)
+        child = os.fork()
+        if child == 0:
+            try:
+                stream.close()
+                small.meter._door.tend()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert [each.state for each in small.meter.budgets.holds()] == ["held"]
+        list(stream)
+
+    assert Decimal(small.standing()[0]) == small.charged
+
+
+def test_holds_say_who_has_them(small):
+    small.meter.budget("acme", "1")
+    client = small.openai()
+    with small.meter.customer("acme", key="k1"):
+        stream = client.chat.completions.create(**CHAT, stream=True)
+        next(stream)
+        [hold] = small.meter.budgets.holds()
+        list(stream)
+
+    assert hold.who["dimensions"] == {"key": "k1"} and hold.who["model"] == "gpt-4o-mini"
+    assert json.dumps(hold.who).count("Hello") == 0

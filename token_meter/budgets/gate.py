@@ -1,0 +1,544 @@
+"""The gate before a call: what it may take is held of every budget that concerns it, and settled when it has ended.
+
+A process remembers who may spend what. Each hold says by which state of the ledger it was worked out, and one of an
+older state is refused by the store, so that what somebody sets counts at the next hold. Where nobody has a budget, the
+gate looks once a second whether that is still so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from token_meter.budgets import refusal
+from token_meter.budgets.bound import Bound, Unbounded, likely, worst
+from token_meter.budgets.budget import Budget, Enforce, concerning
+from token_meter.budgets.crossing import crossed, find_untold, tell_crossings, tell_exceeded
+from token_meter.budgets.desk import BudgetDesk
+from token_meter.budgets.hold import (
+    CREDIT,
+    CREDIT_DECIMALS,
+    CreditAsk,
+    HoldStore,
+    Level,
+    Part,
+    Request,
+    Unreachable,
+    Verdict,
+    subject_of,
+)
+from token_meter.budgets.holding import Key
+from token_meter.budgets.learned import SEEDED_MAX, Learned, Observed
+from token_meter.budgets.policy import CreditPolicy
+from token_meter.budgets.rates import Caller, Rates
+from token_meter.budgets.snapshot import Snapshot, read_snapshot, span_of
+from token_meter.budgets.stores import holds_of
+from token_meter.budgets.window import Span
+from token_meter.errors import BudgetExceeded, TokenMeterError
+from token_meter.ledger.rows import EPOCH
+from token_meter.ledger.tables import state
+from token_meter.locks import tell_after_fork
+from token_meter.providers.asking import Ask
+from token_meter.usage import TOKEN_TYPES, Usage
+
+if TYPE_CHECKING:
+    from token_meter.bookkeeping.rater import LedgerRater
+    from token_meter.ledger.ledger import Ledger
+
+HOLD_SECONDS: Final = 900.0
+"""A hold expires after so long; longer than the SDKs wait for an answer. A stream may outlive it."""
+
+LOOK_SECONDS: Final = 1.0
+"""So often somebody looks whether budgets were set or changed."""
+
+DOWN_SECONDS: Final = 1.0
+"""So long a store that did not answer is not asked again."""
+
+SWEEP_SECONDS: Final = 30.0
+ATTEMPTS_MAX: Final = 6
+CHORES_MAX: Final = 100_000
+TOLD_MAX: Final = 10_000
+
+Problem = Callable[[str, BaseException], None]
+
+
+class Ended(NamedTuple):
+    """One billed event of a call that ended."""
+
+    id: str
+    usage: Usage
+    model: str | None
+    status: str
+    context: Mapping[str, Any]
+
+
+class Holding(NamedTuple):
+    """What a call holds, kept with it until it ends: each of `parts` of one of `budgets`, credit included."""
+
+    id: str
+    caller: Caller
+    budgets: tuple[Budget, ...]
+    parts: tuple[Part, ...]
+    size: int
+    process: int
+
+
+class Gate:
+    """Holds and settles for the calls of one Meter. `rater` knows the prices; `now` is wall time in nanoseconds."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        rater: Callable[[], LedgerRater],
+        *,
+        problem: Problem,
+        mode: str,
+        now: Callable[[], int] = time.time_ns,
+        store: HoldStore | None = None,
+        hold_seconds: float = HOLD_SECONDS,
+    ) -> None:
+        self._ledger = ledger
+        self._rater = rater
+        self._problem = problem
+        self._mode = mode
+        self._now = now
+        self._hold_seconds = hold_seconds
+        self._store = store if store is not None else holds_of(ledger)
+        self._desk = BudgetDesk(ledger)
+        self._learned = Learned(self._recall)
+        self._snapshot: Snapshot | None = None
+        self._rates: Rates | None = None
+        self._down_until = 0.0
+        self._sweep_at = 0.0
+        self._told: set[Key] = set()
+        self._begin()
+        tell_after_fork(self)
+
+    def _begin(self) -> None:
+        self._chores: deque[Callable[[], None]] = deque()
+        self._lock = threading.RLock()
+
+    def after_fork(self) -> None:
+        """In a forked child: what waits is the parent's, and another thread may have held the lock."""
+        self._begin()
+        self._learned.after_fork()
+
+    # ---- before a call ----
+
+    def concerns(self, customer: str | None, dimensions: Mapping[str, str]) -> bool:
+        """Whether a call of this customer may have to be held. Cheap; said too often rather than too seldom."""
+        snapshot = self._snapshot
+        if snapshot is None or snapshot.is_idle:
+            return snapshot is not None
+        if (self._mode, customer or "") in snapshot.paused:
+            return True
+        if snapshot.policies.of(self._mode, customer).policy == "block":
+            return True
+        given = {**dimensions, "customer": customer}
+        return any(_may_concern(each, given, self._mode) for each in snapshot.in_force)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody has a budget, as far as is known. None is known before `look`."""
+        snapshot = self._snapshot
+        return snapshot is not None and snapshot.is_idle
+
+    def hold(self, id: str, caller: Caller, ask: Ask) -> Holding | None:
+        """Hold what a call may take; None: nothing limits it.
+
+        Raises BudgetExceeded where a budget leaves no room for it.
+        """
+        snapshot: Snapshot | None = self._snapshot
+        try:
+            if time.monotonic() < self._down_until:
+                raise Unreachable("the ledger did not answer a moment ago")
+            self._do_chores()
+            for _ in range(ATTEMPTS_MAX):
+                snapshot = self._current()
+                try:
+                    wanted = self._wanted(id, caller, ask, snapshot)
+                except BudgetExceeded:
+                    if self._generation() == snapshot.generation:
+                        raise
+                    self._load()  # what was remembered is not true any more
+                    continue
+                if wanted is None:
+                    return None
+                holding, request, spans = wanted
+                verdict = self._store.hold(request)
+                if verdict.kind == "held":
+                    return holding
+                if verdict.kind == "refused":
+                    raise self._refused(holding, verdict, spans, snapshot)
+                if verdict.kind == "stale":
+                    self._load()
+                else:
+                    self._desk.seed(request, snapshot, _facts(caller))
+            raise Unreachable("budgets change faster than a hold can be worked out")
+        except (Unreachable, TokenMeterError) as problem:
+            if isinstance(problem, BudgetExceeded):
+                raise
+            return self._without_store(id, caller, ask, snapshot, problem)
+
+    def _without_store(
+        self, id: str, caller: Caller, ask: Ask, snapshot: Snapshot | None, problem: Exception
+    ) -> Holding | None:
+        """The ledger does not answer: the operator's setting decides, and it is told either way."""
+        self._down_until = max(self._down_until, time.monotonic() + DOWN_SECONDS)
+        self._problem("budgets cannot be looked up", problem)
+        if snapshot is None:
+            return None
+        prepaid = snapshot.policies.of(caller.mode, caller.customer).policy == "block"
+        setting = snapshot.policies.prepaid_unreachable if prepaid else snapshot.policies.unreachable
+        concerned = prepaid or concerning(self._mine(snapshot, hard_only=True), _facts(caller))
+        if setting == "closed" and concerned:
+            raise refusal.unreachable(f"customer={caller.customer}" if prepaid else _who(caller), problem)
+        return None
+
+    def _wanted(
+        self, id: str, caller: Caller, ask: Ask, snapshot: Snapshot
+    ) -> tuple[Holding, Request, dict[Key, Span]] | None:
+        if (caller.mode, caller.customer or "") in snapshot.paused:
+            raise refusal.paused(caller.customer or "")
+        now = self._now() // 1000
+        facts = _facts(caller)
+        found = concerning(self._mine(snapshot), facts)
+        policy = snapshot.policies.of(caller.mode, caller.customer)
+        blocks = policy.policy == "block"
+        if not found and not blocks:
+            return None
+        with self._lock:
+            rates = self._rates_of(snapshot)
+            needs = _Needs(rates, caller, ask, self._learned, now)
+            entries: list[tuple[Part, Budget, Span | None]] = []
+            for budget, subject in found:
+                span = span_of(budget, rates.catalogue, caller.customer, now)
+                hard = budget.enforce != "soft"
+                amount = needs.of(budget, budget.whose(subject)) if hard else 0
+                part = Part(
+                    budget.id, subject, budget.start(span), amount, span.start, budget.parts_max if hard else None,
+                    budget.window.length,
+                )  # fmt: skip
+                entries.append((part, budget, span))
+            credit = None
+            if blocks and caller.customer is not None:
+                budget = _credit_budget(policy)
+                subject = subject_of([caller.mode, policy.currency, caller.customer])
+                amount = needs.of(budget, f"customer={caller.customer}")
+                entries.append((Part(CREDIT, subject, 0, amount), budget, None))
+                place = {"meter": "llm_tokens", "provider": caller.provider, "model": caller.model}
+                credit = CreditAsk(caller.mode, caller.customer, policy.currency, place)
+        entries.sort(key=lambda each: each[0].key)
+        parts = tuple(part for part, _, _ in entries)
+        holding = Holding(id, caller, tuple(budget for _, budget, _ in entries), parts, ask.size or 0, os.getpid())
+        who = json.dumps({
+            "customer": caller.customer, "provider": caller.provider, "model": caller.model,
+            "dimensions": dict(caller.dimensions), "process": _process(),
+        })  # fmt: skip
+        request = Request(
+            id, parts, now, now + int(self._hold_seconds * 1_000_000), credit, snapshot.generation, True, who
+        )
+        return holding, request, {part.key: span for part, _, span in entries if span is not None}
+
+    def _refused(
+        self, holding: Holding, verdict: Verdict, spans: Mapping[Key, Span], snapshot: Snapshot
+    ) -> BudgetExceeded:
+        part, budget = holding.parts[verdict.place], holding.budgets[verdict.place]
+        if part.budget == CREDIT:
+            customer = holding.caller.customer or ""
+            policy = snapshot.policies.of(holding.caller.mode, customer)
+            error = refusal.no_credit(customer, policy, part, verdict)
+            self._later(lambda: self._tell_depleted(holding.caller, error))
+            return error
+        error = refusal.no_room(budget, part.subject, part, verdict, spans[part.key], self._now() // 1000)
+        if part.key not in self._told:
+            if len(self._told) >= TOLD_MAX:
+                self._told.clear()
+            self._told.add(part.key)
+            self._later(lambda: self._tell_exceeded(budget, part.key, error))
+        return error
+
+    # ---- after it ----
+
+    def settle(self, holding: Holding, events: Sequence[Ended], *, later: bool = False) -> None:
+        """Count what a call took. `later`: from an event loop or a finaliser, which must not wait."""
+        if holding.process != os.getpid():  # a stream that a fork has copied is its parent's to settle
+            return
+        if later:
+            self._later(lambda: self._settle(holding, events))
+        else:
+            self._guarded(lambda: self._settle(holding, events))
+
+    def release(self, holding: Holding, *, later: bool = False) -> None:
+        """Give everything back: the provider bills nothing."""
+        self._end(holding, "released", later=later)
+
+    def lose(self, holding: Holding, *, later: bool = False) -> None:
+        """Keep it charged: nobody knows whether the provider bills it."""
+        self._end(holding, "lost", later=later)
+
+    def _end(self, holding: Holding, became: Any, *, later: bool) -> None:
+        if holding.process != os.getpid():
+            return
+
+        def end() -> None:
+            self._store.settle(holding.id, became)
+
+        if later:
+            self._later(end)
+        else:
+            self._guarded(end)
+
+    def _settle(self, holding: Holding, events: Sequence[Ended]) -> None:
+        moment = EPOCH + timedelta(microseconds=self._now() // 1000)
+        levels: list[Level] = []
+        for place, ended in enumerate(events):
+            amounts = self._amounts(holding, ended, moment)
+            if ended.status == "deferred":
+                amounts = [part.amount for part in holding.parts]
+            if place == 0:
+                levels += self._store.settle(holding.id, "settled", amounts, event=ended.id)
+                self._observe(holding, ended)
+            else:
+                parts = tuple(part._replace(amount=each) for part, each in zip(holding.parts, amounts, strict=True))
+                request = Request(ended.id, parts, self._now() // 1000, self._now() // 1000)
+                levels += self._store.charge(request)
+        self._notice_levels(levels)
+
+    def _amounts(self, holding: Holding, ended: Ended, at: datetime) -> list[int]:
+        with self._lock:
+            rates = self._rates_of(self._current())
+            return [
+                rates.used(
+                    budget, holding.caller, ended.usage, at=at, context=ended.context, status=ended.status
+                    if ended.status != "deferred" else "unmetered", answered=ended.model,
+                )
+                for budget in holding.budgets
+            ]  # fmt: skip
+
+    def _observe(self, holding: Holding, ended: Ended) -> None:
+        if ended.status != "complete" or holding.caller.model is None:
+            return
+        told = _told(ended.usage, holding.size)
+        self._learned.observe(holding.caller.customer, holding.caller.model, told)
+
+    # ---- away from the callers' threads ----
+
+    def tend(self) -> None:
+        """What is done once in a while: settle what waits, look whether anything changed, sweep, tell crossings."""
+        self._do_chores()
+        if time.monotonic() < self._down_until:
+            return
+        try:
+            self.look()
+            if not self.is_idle and time.monotonic() >= self._sweep_at:
+                self._sweep_at = time.monotonic() + SWEEP_SECONDS
+                self._store.sweep(self._now() // 1000)
+                self._tell_untold()
+        except (Unreachable, TokenMeterError) as problem:
+            self._down_until = time.monotonic() + DOWN_SECONDS
+            self._problem("budgets cannot be looked up", problem)
+
+    def look(self) -> None:
+        """See whether budgets, prices or plans have changed, and read them."""
+        snapshot = self._snapshot
+        if snapshot is None or self._generation() != snapshot.generation:
+            self._load()
+
+    def _generation(self) -> tuple[int, int]:
+        with self._ledger.quick() as connection:
+            found = connection.execute(f"SELECT budgets, catalogue FROM {state.name} WHERE id = 1").fetchone()
+        return (found[0], found[1])
+
+    def _load(self) -> Snapshot:
+        with self._lock:
+            with self._ledger.reading() as (_, connection):
+                snapshot = read_snapshot(connection)
+            if self._snapshot is not None and snapshot.generation[1] != self._snapshot.generation[1]:
+                self._rates = None
+            self._snapshot = snapshot
+            self._told.clear()
+            return snapshot
+
+    def _current(self) -> Snapshot:
+        return self._snapshot or self._load()
+
+    def _rates_of(self, snapshot: Snapshot) -> Rates:
+        if self._rates is None:
+            with self._ledger.reading() as (_, connection):
+                self._rates = Rates(self._rater().events(connection))
+        return self._rates
+
+    def _mine(self, snapshot: Snapshot, *, hard_only: bool = False) -> list[Budget]:
+        return [
+            each for each in snapshot.in_force
+            if each.mode == self._mode and not (hard_only and each.enforce == "soft")
+        ]  # fmt: skip
+
+    def _later(self, chore: Callable[[], None]) -> None:
+        if len(self._chores) >= CHORES_MAX:
+            self._problem("budgets", RuntimeError("too many settlements wait: some holds will be lost"))
+            return
+        self._chores.append(chore)
+
+    def _do_chores(self) -> None:
+        for _ in range(len(self._chores)):
+            try:
+                chore = self._chores.popleft()
+            except IndexError:
+                return
+            self._guarded(chore)
+
+    def _guarded(self, chore: Callable[[], None]) -> None:
+        """A settlement that fails is not lost for the ledger: the event itself ends its hold when it is recorded."""
+        try:
+            chore()
+        except Exception as error:  # noqa: BLE001 - D3: told, never raised into a model call
+            self._problem("budgets", error)
+
+    def _notice_levels(self, levels: Iterable[Level]) -> None:
+        snapshot = self._snapshot
+        keys = [
+            (each.budget, each.subject, each.start)
+            for each in levels
+            if snapshot is not None
+            and (budget := snapshot.budgets.get(each.budget)) is not None
+            and crossed(budget, each.spent, each.noted)
+        ]
+        if keys:
+            self._later(lambda: self._tell(keys))
+
+    def _tell(self, keys: Sequence[Key]) -> None:
+        with self._ledger.writing() as (store, connection):
+            tell_crossings(store, connection, self._current(), keys)
+
+    def _tell_untold(self) -> None:
+        with self._ledger.reading() as (_, connection):
+            untold = find_untold(connection, self._current(), self._now() // 1000 - _MONTH)
+        if untold:
+            self._tell(untold)
+
+    def _tell_exceeded(self, budget: Budget, key: Key, error: BudgetExceeded) -> None:
+        details = {
+            "message": str(error),
+            "needed": None if error.needed is None else str(error.needed),
+            "resets_at": None if error.resets_at is None else error.resets_at.isoformat(),
+        }
+        with self._ledger.writing() as (store, connection):
+            tell_exceeded(store, connection, budget, key, details)
+
+    def _tell_depleted(self, caller: Caller, error: BudgetExceeded) -> None:
+        from token_meter.bookkeeping.notice_rows import note_depleted
+
+        with self._ledger.writing() as (store, connection):
+            note_depleted(store, connection, caller.mode, caller.customer or "", error.unit, str(error))
+
+    def _recall(self, customer: str | None, model: str) -> Iterable[Observed]:
+        page = self._ledger.page(customer=customer, limit=SEEDED_MAX, mode=self._mode)
+        for event in reversed(page.events):
+            if model in (event.model_requested, event.model) and event.status == "complete":
+                yield _told(event.usage, 0)
+
+
+_MONTH: Final = 32 * 86_400 * 1_000_000
+
+
+class _Needs:
+    """What one request needs of budgets of any kind; each bound is worked out once."""
+
+    def __init__(self, rates: Rates, caller: Caller, ask: Ask, learned: Learned, now: int) -> None:
+        self._rates = rates
+        self._caller = caller
+        self._ask = ask
+        self._learned = learned
+        self._at = EPOCH + timedelta(microseconds=now)
+        self._window = rates.window(caller)
+        self._bounds: dict[str, Bound | Unbounded] = {}
+
+    def of(self, budget: Budget, whose: str) -> int:
+        """The amount to hold. Raises BudgetExceeded where there is none."""
+        if budget.measure == "requests":
+            return 1
+        bound = self._bound(budget.enforce)
+        if isinstance(bound, Unbounded):
+            raise refusal.no_bound(budget.label, whose, bound.why)
+        amount = self._needed(budget, self._caller, bound)
+        if amount is None and budget.unpriced == "dearest":
+            dearest = self._rates.dearest(self._caller, self._at)
+            amount = None if dearest is None else self._needed(budget, dearest, bound)
+        if amount is None and budget.unpriced == "allow":
+            return 0
+        if amount is None:
+            raise refusal.no_price(budget.label, whose, self._caller.model, self._caller.provider)
+        return amount
+
+    def _bound(self, enforce: Enforce) -> Bound | Unbounded:
+        if enforce not in self._bounds:
+            caller = self._caller
+            self._bounds[enforce] = (
+                worst(self._ask, self._window)
+                if enforce == "strict"
+                else likely(self._ask, self._window, self._learned, customer=caller.customer, model=caller.model or "")
+            )
+        return self._bounds[enforce]
+
+    def _needed(self, budget: Budget, caller: Caller, bound: Bound) -> int | None:
+        asked = self._ask.context
+        contexts: Sequence[Mapping[str, Any]] = [asked]
+        if budget.enforce == "strict" and "service_tier" not in asked:
+            contexts = [{**asked, **each} for each in self._rates.contexts(caller, self._at)]
+        return self._rates.needed(budget, caller, bound, at=self._at, types=self._ask.types, contexts=contexts)
+
+
+def _credit_budget(policy: CreditPolicy) -> Budget:
+    """Prepaid credit as a budget: what it counts, and how."""
+    budget = Budget.read({"limit": 0, "currency": policy.currency, "enforce": policy.enforce, "name": "prepaid credit"})
+    object.__setattr__(budget, "decimals", CREDIT_DECIMALS)
+    return budget
+
+
+def _facts(caller: Caller) -> dict[str, str | None]:
+    return {
+        **caller.dimensions, "customer": caller.customer, "provider": caller.provider, "publisher": caller.publisher,
+        "model": caller.model, "operation": caller.operation,
+    }  # fmt: skip
+
+
+def _may_concern(budget: Budget, given: Mapping[str, str | None], mode: str) -> bool:
+    """Whether nothing that is known before the request is read speaks against it."""
+    if budget.mode != mode:
+        return False
+    for name, wanted in budget.scope:
+        if name in _LATER:
+            continue
+        value = given.get(name)
+        if value is None or wanted not in ("*", value):
+            return False
+    return True
+
+
+_LATER: Final = frozenset({"provider", "publisher", "model", "operation"})
+
+
+def _told(usage: Usage, size: int) -> Observed:
+    into = sum(some for name, some in usage.items() if TOKEN_TYPES[name].headline in _INPUT_LINES)
+    out = sum(some for name, some in usage.items() if TOKEN_TYPES[name].headline in ("output", "cached output"))
+    return Observed(into, out, size)
+
+
+_INPUT_LINES: Final = frozenset({"input", "cached input", "cache write"})
+
+
+def _who(caller: Caller) -> str:
+    return f"customer={caller.customer}" if caller.customer else "calls without a customer"
+
+
+def _process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,0 +1,102 @@
+"""Why a call is refused, in words: what is used up, by whom, when it begins anew, and how to raise it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+
+from token_meter.budgets.budget import Budget
+from token_meter.budgets.hold import CREDIT_DECIMALS, Part, Verdict
+from token_meter.budgets.policy import CreditPolicy
+from token_meter.budgets.window import Span
+from token_meter.errors import BudgetExceeded
+from token_meter.ledger.rows import EPOCH, MICROSECOND
+from token_meter.money import EXACT, ZERO, plain, total
+
+
+def no_room(budget: Budget, subject: str, part: Part, verdict: Verdict, span: Span, now: int) -> BudgetExceeded:
+    """A budget has not enough left."""
+    needed, spent = budget.amount(part.amount), budget.amount(verdict.spent)
+    held = budget.amount(verdict.held + verdict.lost)
+    resets_at = None if budget.window.kind == "lifetime" else EPOCH + MICROSECOND * span.stop
+    begins = f" It begins anew at {resets_at:%Y-%m-%dT%H:%M:%SZ}." if resets_at is not None else ""
+    if budget.window.length:
+        begins = f" It frees itself over {budget.window}."
+    under_way = f" and {_shown(budget, held)} held by calls under way" if held else ""
+    return BudgetExceeded(
+        f"the budget {budget.label!r} of {budget.whose(subject)} leaves no room for this call: it may take "
+        f"{_shown(budget, needed)}, and {_shown(budget, spent)} of {_shown(budget, budget.limit)} is spent{under_way}."
+        f"{begins} To raise it: {_command(budget)}",
+        budget=budget.label, scope=budget.whose(subject), unit=_unit(budget), limit=budget.limit, spent=spent,
+        held=held, needed=needed, resets_at=resets_at, retry_after=_after(resets_at, now),
+    )  # fmt: skip
+
+
+def no_bound(budget: str, scope: str, why: str) -> BudgetExceeded:
+    """A strict budget refuses what has no worst case."""
+    return BudgetExceeded(
+        f"{budget} of {scope} is strict, and this call has no worst case: {why}. Or use `enforce=\"bounded\"`.",
+        budget=budget, scope=scope,
+    )  # fmt: skip
+
+
+def no_price(budget: str, scope: str, model: str | None, provider: str) -> BudgetExceeded:
+    """A budget of money cannot hold what has no price."""
+    return BudgetExceeded(
+        f"{budget} of {scope} counts money, and {provider} {model} has no price: give it one in your price overrides "
+        'or run `token-meter prices sync`, or set the budget\'s `unpriced` to "dearest" or "allow"',
+        budget=budget, scope=scope,
+    )  # fmt: skip
+
+
+def no_credit(customer: str, policy: CreditPolicy, part: Part, verdict: Verdict) -> BudgetExceeded:
+    """A customer's prepaid credit does not cover the call."""
+    needed, balance, pending, held = (
+        EXACT.scaleb(Decimal(each), -CREDIT_DECIMALS)
+        for each in (part.amount, verdict.limit, verdict.spent, verdict.held + verdict.lost)
+    )
+    left = EXACT.subtract(balance, total([pending, held]))
+    return BudgetExceeded(
+        f"the prepaid credit of {customer} does not cover this call: it may take {plain(needed)} {policy.currency}, "
+        f"and {plain(max(left, ZERO))} is left ({plain(balance)} less {plain(pending)} used just now and {plain(held)} "
+        f"held by calls under way). Grant more with `token-meter credits grant {customer} AMOUNT`, or let it run on with "
+        f"`token-meter credits policy {customer} overage`",
+        budget="credit", scope=f"customer={customer}", unit=policy.currency, limit=balance, spent=pending, held=held,
+        needed=needed,
+    )  # fmt: skip
+
+
+def paused(customer: str) -> BudgetExceeded:
+    """A customer is paused."""
+    return BudgetExceeded(
+        f"{customer} is paused: no call is made for them until `token-meter customers resume {customer}`",
+        budget="paused", scope=f"customer={customer}",
+    )  # fmt: skip
+
+
+def unreachable(scope: str, reason: object) -> BudgetExceeded:
+    """Nobody can say what is left, and the operator wants no call then."""
+    return BudgetExceeded(
+        f"what {scope} may spend cannot be looked up, and the setting for that is closed: {reason}. Calls go on when "
+        "the ledger answers again, or with `token-meter budgets unreachable --prepaid open --others open`",
+        budget="unreachable", scope=scope, retry_after=1.0,
+    )  # fmt: skip
+
+
+def _unit(budget: Budget) -> str:
+    return budget.currency if budget.is_money else budget.measure
+
+
+def _shown(budget: Budget, amount: Decimal) -> str:
+    return f"{plain(amount)} {_unit(budget)}" if budget.is_money else f"{int(amount):,} {_unit(budget)}"
+
+
+def _command(budget: Budget) -> str:
+    scope = "".join(f" --for {name}={value}" for name, value in budget.scope)
+    counted = "" if budget.measure == "charge" else f" --of {budget.measure}"
+    soft = " --enforce soft" if budget.enforce == "soft" else f" --enforce {budget.enforce}"
+    return f"`token-meter budgets set LIMIT{scope} --per {budget.window}{counted}{soft}`"
+
+
+def _after(moment: datetime | None, now: int) -> float | None:
+    return None if moment is None else max(0.0, ((moment - EPOCH) // MICROSECOND - now) / 1_000_000)

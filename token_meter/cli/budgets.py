@@ -1,0 +1,347 @@
+"""`token-meter budgets`: limits on what may be spent: set them, see how they stand, look after what is held."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from token_meter.cli import options
+from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
+from token_meter.cli.mode import ModeOption, read_mode
+from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
+from token_meter.cli.place import find, reading
+from token_meter.cli.rated import rated
+from token_meter.cli.tables import Column, Table
+from token_meter.cli.text import counted
+from token_meter.errors import InvalidBudget
+from token_meter.money import plain
+
+if TYPE_CHECKING:
+    from token_meter.budgets.desk import Standing
+    from token_meter.budgets.hold import Held
+
+app = typer.Typer(
+    cls=Commands,
+    help="Budgets: what customers, keys or anything else may spend, before it is spent.",
+    no_args_is_help=True,
+    epilog=EPILOG,
+)
+
+BudgetArgument = Annotated[
+    str, typer.Argument(metavar="BUDGET", help="Its id (or the beginning of it) or its name: see `budgets list`.")
+]
+ForOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--for",
+        metavar="NAME=VALUE",
+        help="Whose calls: customer=acme, key=*, model=gpt-5, feature=chat; * is one budget of each. May be repeated.",
+    ),
+]
+
+
+@app.command("set", epilog=EPILOG)
+def set_budget(
+    limit: Annotated[str, typer.Argument(metavar="LIMIT", help="How much: 25.00, or 2000000 tokens.")],
+    scope: ForOption = None,
+    customer: Annotated[
+        str | None, typer.Option("--customer", metavar="NAME", help="The same as --for customer=NAME.")
+    ] = None,
+    per: Annotated[
+        str, typer.Option("--per", metavar="WINDOW", help="hour, day, week, month, lifetime, plan, or 60s, 24h, 30d.")
+    ] = "month",
+    of: Annotated[str, typer.Option("--of", metavar="WHAT", help="charge, cost, tokens or requests.")] = "charge",
+    enforce: Annotated[
+        str, typer.Option("--enforce", metavar="HOW", help="strict, bounded or soft: see docs/budgets.md.")
+    ] = "bounded",
+    currency: Annotated[str, typer.Option("--currency", metavar="CODE", help="What the limit is in.")] = "USD",
+    time_zone: Annotated[
+        str, typer.Option("--time-zone", metavar="NAME", help="Whose days and months: Europe/Berlin.")
+    ] = "UTC",
+    unpriced: Annotated[
+        str, typer.Option("--unpriced", metavar="HOW", help="A model without a price: block, dearest or allow.")
+    ] = "block",
+    cut_off: Annotated[
+        bool, typer.Option("--cut-off", help="End a stream when what was held for it is used up.")
+    ] = False,
+    threshold: Annotated[
+        list[int] | None,
+        typer.Option("--threshold", metavar="PERCENT", help="Tell when so much is spent. Default: 50, 80, 100."),
+    ] = None,
+    name: Annotated[str, typer.Option("--name", metavar="TEXT", help="What it is called.")] = "",
+    mode: ModeOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Limit what may be spent. A budget of the same scope, window and measure is changed; it counts at the next call."""
+    from token_meter.budgets.budget import THRESHOLDS, Budget
+    from token_meter.budgets.desk import BudgetDesk
+
+    wanted = _pairs(scope)
+    if customer is not None:
+        wanted["customer"] = customer
+    given = {
+        "limit": limit, "scope": wanted, "window": per, "measure": of, "enforce": enforce, "currency": currency,
+        "time_zone": time_zone, "unpriced": unpriced, "cut_off": cut_off, "name": name, "mode": read_mode(mode),
+        "thresholds": threshold or THRESHOLDS,
+    }  # fmt: skip
+    try:
+        budget = Budget.read(given)
+    except InvalidBudget as error:
+        raise Failure(str(error), code=WRONG_USAGE) from None
+    with rated(find(ledger, journal), make=True) as opened:
+        desk = BudgetDesk(opened)
+        before = {each.id: each for each in desk.list()}.get(budget.id)
+        desk.set(budget)
+        standings = desk.standings(budget.id)
+    if json:
+        write_json(budget.document())
+        return
+    was = f" (it was {plain(before.limit)})" if before is not None and before.limit != budget.limit else ""
+    write(f"{budget.id}: {_limit(budget)} per {budget.window} for {_scope_text(budget)}, {budget.enforce}{was}\n")
+    for each in standings:
+        if each.spent > budget.limit:
+            note(f"{_whose(each)} has spent {plain(each.spent)} already: their calls are refused until it begins anew")
+
+
+@app.command("list", epilog=EPILOG)
+def list_budgets(
+    ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
+    csv: options.CsvOption = False,
+    markdown: options.MarkdownOption = False,
+) -> None:
+    """List the budgets in force."""
+    from token_meter.budgets.desk import BudgetDesk
+
+    shape = chosen_shape(json=json, csv=csv, markdown=markdown)
+    with reading(find(ledger)) as opened:
+        found = BudgetDesk(opened).list()
+    if shape is Shape.JSON:
+        write_json([each.document() for each in found])
+        return
+    rows = [
+        {"budget": each.id, "name": each.name or None, "for": _scope_text(each), "limit": plain(each.limit),
+         "of": each.currency if each.measure == "charge" else f"{each.currency} cost" if each.is_money
+         else each.measure, "per": str(each.window), "enforce": each.enforce,
+         "zone": None if each.time_zone == "UTC" else each.time_zone, "mode": each.mode}
+        for each in found
+    ]  # fmt: skip
+    columns = [Column("budget", whole=True), Column("name"), Column("for"), Column("limit", number=True), Column("of"),
+               Column("per"), Column("enforce"), Column("zone")]  # fmt: skip
+    columns += [Column("mode")] if any(each.mode != "live" for each in found) else []
+    show(Table(tuple(columns), rows, nothing=""), shape)
+    if not found:
+        note("nobody has a budget: token-meter budgets set 25 --customer acme")
+
+
+@app.command("show", epilog=EPILOG)
+def show_budgets(
+    budget: Annotated[str | None, typer.Argument(metavar="[BUDGET]", help="Only this one.")] = None,
+    customer: options.CustomerOption = None,
+    ledger: options.LedgerOption = None,
+    journal: options.JournalOption = None,
+    json: options.JsonOption = False,
+    csv: options.CsvOption = False,
+    markdown: options.MarkdownOption = False,
+) -> None:
+    """Show what is spent, held and left in the windows under way."""
+    from token_meter.budgets.desk import BudgetDesk
+
+    shape = chosen_shape(json=json, csv=csv, markdown=markdown)
+    with rated(find(ledger, journal)) as opened:
+        found = BudgetDesk(opened).standings(budget, customer=customer)
+    if shape is Shape.JSON:
+        write_json([each.document() for each in found])
+        return
+    show(_standings(found), shape)
+    lost = sum(1 for each in found if each.lost)
+    if lost:
+        note("lost: calls of which nobody knows what became. `token-meter budgets holds --lost` shows them")
+
+
+@app.command("reset", epilog=EPILOG)
+def reset(
+    budget: BudgetArgument,
+    scope: ForOption = None,
+    ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Forget what is spent in the window under way: it begins anew now. What calls under way hold stays held."""
+    from token_meter.budgets.desk import BudgetDesk
+
+    with rated(find(ledger)) as opened:
+        changed = BudgetDesk(opened).reset(budget, subject=_pairs(scope) or None)
+    write_json({"reset": changed}) if json else write(f"{counted(changed, 'counter')} begins at zero\n")
+
+
+@app.command("remove", epilog=EPILOG)
+def remove(budget: BudgetArgument, ledger: options.LedgerOption = None, json: options.JsonOption = False) -> None:
+    """Take a budget away: it limits nothing any more."""
+    from token_meter.budgets.desk import BudgetDesk
+
+    with rated(find(ledger)) as opened:
+        desk = BudgetDesk(opened)
+        ended = desk.end(desk.get(budget).id)
+    write_json(ended.document()) if json else write(f"{ended.id}: {ended.label} is gone\n")
+
+
+@app.command("holds", epilog=EPILOG)
+def show_holds(
+    lost: Annotated[bool, typer.Option("--lost", help="Only those of which nobody knows what became.")] = False,
+    pending: Annotated[
+        bool, typer.Option("--pending", help="Also those that are settled and wait for their event to be recorded.")
+    ] = False,
+    release: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--release", metavar="ID", help="Give this one back: the provider did not bill it. May be repeated."
+        ),
+    ] = None,
+    ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Show what calls under way hold, and what is lost; give a lost one back once you know it was not billed."""
+    from token_meter.budgets.desk import BudgetDesk
+
+    shape = chosen_shape(json=json)
+    with rated(find(ledger)) as opened:
+        desk = BudgetDesk(opened)
+        if release:
+            given_back = desk.release(release)
+            write_json({"released": given_back}) if json else write(f"{counted(given_back, 'hold')} given back\n")
+            if given_back < len(set(release)):
+                raise Failure("some of these ids hold nothing: see `token-meter budgets holds`")
+            return
+        desk.sweep()
+        budgets = {each.id: each for each in desk.list()}
+        found = [each for each in desk.holds(pending=pending) if not lost or each.state == "lost"]
+    rows = [_hold_row(each, budgets) for each in found]
+    if shape is Shape.JSON:
+        write_json(rows)
+        return
+    columns = (Column("id", whole=True), Column("state"), Column("since", whole=True), Column("customer"),
+               Column("model"), Column("held"), Column("process", expendable=True))  # fmt: skip
+    show(Table(columns, rows, nothing=""), shape)
+
+
+@app.command("watch", epilog=EPILOG)
+def watch(
+    budget: Annotated[str | None, typer.Argument(metavar="[BUDGET]", help="Only this one.")] = None,
+    customer: options.CustomerOption = None,
+    every: Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.2, help="How often to look.")] = 2.0,
+    times: Annotated[int, typer.Option("--times", metavar="N", min=0, help="Look so often; 0: until Ctrl-C.")] = 0,
+    ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Watch budgets fill up: bars on a terminal, a line of JSON for each look with --json."""
+    from token_meter.budgets.desk import BudgetDesk
+
+    with reading(find(ledger)) as opened:
+        desk = BudgetDesk(opened)
+        looked = 0
+        while not times or looked < times:
+            if looked:
+                time.sleep(every)
+            looked += 1
+            found = desk.standings(budget, customer=customer)
+            if json:
+                write_json([each.document() for each in found])
+                continue
+            write(f"{datetime.now(UTC):%H:%M:%S} UTC\n" + "".join(f"  {_bar(each)}\n" for each in found))
+            if not found:
+                write("  nobody has used a budget yet\n")
+
+
+@app.command("unreachable", epilog=EPILOG)
+def unreachable(
+    prepaid: Annotated[
+        str | None, typer.Option("--prepaid", metavar="closed|open", help="Customers who pay in advance.")
+    ] = None,
+    others: Annotated[str | None, typer.Option("--others", metavar="closed|open", help="All others.")] = None,
+    ledger: options.LedgerOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """What happens to calls when the ledger does not answer: closed refuses them, open lets them pass."""
+    from token_meter.budgets.desk import BudgetDesk
+
+    for given in (prepaid, others):
+        if given not in (None, "closed", "open"):
+            raise Failure(f"closed or open, not {given!r}", code=WRONG_USAGE)
+    with rated(find(ledger), make=True) as opened:
+        after = BudgetDesk(opened).unreachable(prepaid=prepaid, others=others)  # type: ignore[arg-type]
+    if json:
+        write_json({"prepaid": after.prepaid_unreachable, "others": after.unreachable})
+        return
+    write(f"when the ledger does not answer: prepaid {after.prepaid_unreachable}, others {after.unreachable}\n")
+
+
+def _pairs(given: Sequence[str] | None) -> dict[str, str]:
+    pairs = [each.partition("=") for each in given or ()]
+    if any(not separator or not name or not value for name, separator, value in pairs):
+        raise Failure("--for wants NAME=VALUE, such as customer=acme or key=*", code=WRONG_USAGE)
+    return {name: value for name, _, value in pairs}
+
+
+def _scope_text(budget: Any) -> str:
+    return ", ".join(f"each {name}" if value == "*" else f"{name}={value}" for name, value in budget.scope) or (
+        "everybody"
+    )
+
+
+def _limit(budget: Any) -> str:
+    if not budget.is_money:
+        return f"{int(budget.limit):,} {budget.measure}"
+    return f"{plain(budget.limit)} {budget.currency}" + (" of cost" if budget.measure == "cost" else "")
+
+
+def _whose(standing: Standing) -> str:
+    return standing.budget.whose(standing.subject)
+
+
+def _standings(found: Sequence[Standing]) -> Table:
+    rows = [
+        {"budget": each.budget.label, "whose": _whose(each), "spent": plain(each.spent), "held": plain(each.held),
+         "lost": plain(each.lost), "left": plain(each.available), "limit": plain(each.budget.limit),
+         "of": each.budget.currency if each.budget.is_money else each.budget.measure, "used": f"{each.percent} %",
+         "until": None if each.until is None else f"{each.until:%Y-%m-%d %H:%M}"}
+        for each in found
+    ]  # fmt: skip
+    columns = (Column("budget", expendable=True), Column("whose", whole=True), Column("spent", number=True),
+               Column("held", number=True), Column("lost", number=True), Column("left", number=True),
+               Column("limit", number=True), Column("of"), Column("used", number=True),
+               Column("until", whole=True))  # fmt: skip
+    return Table(columns, rows, nothing="")
+
+
+def _hold_row(hold: Held, budgets: dict[str, Any]) -> dict[str, Any]:
+    held = [
+        budgets[part.budget].shown(part.amount) if part.budget in budgets else f"{part.amount} of {part.budget}"
+        for part in hold.parts
+    ]
+    return {
+        "id": hold.id, "state": hold.state, "since": f"{datetime.fromtimestamp(hold.created / 1e6, UTC):%m-%d %H:%M:%S}",
+        "customer": hold.who.get("customer"), "model": hold.who.get("model"), "held": ", ".join(held),
+        "process": hold.who.get("process"),
+    }  # fmt: skip
+
+
+WIDTH = 30
+
+
+def _bar(standing: Standing) -> str:
+    """`acme  ████▒▒······  42 %  4.2 of 10 USD`: spent, held and lost, left."""
+    limit = standing.budget.limit
+    full = WIDTH if not limit else min(WIDTH, int(standing.spent * WIDTH / limit))
+    reserved = 0 if not limit else min(WIDTH - full, -int(-(standing.held + standing.lost) * WIDTH // limit))
+    bar = "█" * full + "▒" * reserved + "·" * (WIDTH - full - reserved)
+    unit = standing.budget.currency if standing.budget.is_money else standing.budget.measure
+    return (
+        f"{_whose(standing):<28} {bar} {standing.percent:>3} %  {plain(standing.spent)} of {plain(limit)} {unit} "
+        f"per {standing.budget.window}"
+    )
