@@ -191,7 +191,7 @@ class BudgetDesk:
             query = select(holds).where(holds.c.state.in_(states)).order_by(holds.c.created, holds.c.id)
             found = [
                 Held(row.id, row.state, bool(row.sent), row.created, row.expires, read_parts(row.parts),
-                     json.loads(row.who))
+                     row.who)
                 for row in connection.execute(query)
             ]  # fmt: skip
         return [each for each in found if budget is None or any(part.budget == budget for part in each.parts)]

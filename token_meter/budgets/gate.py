@@ -353,8 +353,7 @@ class Gate:
             self._load()
 
     def _generation(self) -> tuple[int, int]:
-        with self._ledger.quick() as connection:
-            found = connection.execute(f"SELECT budgets, catalogue FROM {state.name} WHERE id = 1").fetchone()
+        found = self._ledger.quickly(lambda connection: connection.execute(_GENERATION).fetchone())
         return (found[0], found[1])
 
     def _load(self) -> Snapshot:
@@ -447,6 +446,7 @@ class Gate:
                 yield _told(event.usage, 0)
 
 
+_GENERATION: Final = f"SELECT budgets, catalogue FROM {state.name} WHERE id = 1"
 _MONTH: Final = 32 * 86_400 * 1_000_000
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 CREDIT: Final = "credit"
@@ -18,6 +19,8 @@ CREDIT_DECIMALS: Final = 9
 
 AMOUNT_MAX: Final = 10**17
 """The largest amount of one hold: a sum of many still fits 63 bits."""
+
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 Became = Literal["settled", "released", "lost"]
 State = Literal["held", "lost", "settled"]
@@ -98,7 +101,13 @@ class Held(NamedTuple):
     created: int
     expires: int
     parts: tuple[Part, ...]
-    who: Mapping[str, Any]
+    who: str
+
+    @property
+    def caller(self) -> Mapping[str, Any]:
+        """Whose call it is: customer, model, dimensions, process."""
+        found: Mapping[str, Any] = json.loads(self.who)
+        return found
 
 
 class Unreachable(Exception):
@@ -131,12 +140,18 @@ class HoldStore(Protocol):
 
 def subject_of(values: Sequence[str | None]) -> str:
     """Whose counter it is, as text that is the same everywhere."""
-    return json.dumps(list(values), separators=(",", ":"))
+    return _encode(list(values))
 
 
 def kept_parts(parts: Sequence[Part]) -> str:
     """The parts of a hold as they are stored."""
-    return json.dumps([list(part[:5]) for part in parts], separators=(",", ":"))
+    return "[" + ",".join([f"[{_place(*part[:3])},{part.amount},{part.bucket}]" for part in parts]) + "]"
+
+
+@lru_cache(maxsize=4096)
+def _place(budget: str, subject: str, start: int) -> str:
+    """Where a part counts, as JSON: the same again and again."""
+    return _encode([budget, subject, start])[1:-1]
 
 
 def read_parts(text: str) -> tuple[Part, ...]:

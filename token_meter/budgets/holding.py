@@ -6,7 +6,6 @@ on PostgreSQL two functions in the database do the same in one round trip (migra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -24,11 +23,23 @@ class Rows(Protocol):
     def generation(self) -> Generation: ...
     def counter(self, key: Key) -> Counter | None: ...
     def rolling(self, budget: str, subject: str, after: int) -> int: ...
-    def add(self, key: Key, spent: int, held: int, lost: int) -> None: ...
+
+    def reserve(self, key: Key, amount: int, limit: int | None) -> bool:
+        """Hold an amount if the counter is there and, with all that is spent, held and lost, stays within the limit."""
+
+    def add(self, key: Key, spent: int, held: int, lost: int) -> Counter | None:
+        """Add to a counter; what it is now, None if it is not there."""
+
     def add_bucket(self, budget: str, subject: str, bucket: int, spent: int) -> None: ...
     def balance(self, credit: CreditAsk, now: int) -> int: ...
     def get(self, id: str) -> Held | None: ...
-    def put(self, hold: Held) -> None: ...
+
+    def insert(self, hold: Held) -> bool:
+        """Keep a new hold; False if there is one of its id."""
+
+    def change(self, id: str, hold: Held) -> None:
+        """What a hold has become, perhaps under another id."""
+
     def delete(self, id: str) -> None: ...
     def is_recorded(self, event: str) -> bool: ...
 
@@ -37,23 +48,33 @@ def hold(rows: Rows, request: Request) -> Verdict:
     """Reserve all parts of a request, or nothing."""
     if request.generation is not None and rows.generation() != request.generation:
         return Verdict("stale")
+    if not rows.insert(_held(request)):
+        return Verdict("held")
     for place, part in enumerate(request.parts):
-        counter = rows.counter(part.key)
-        if counter is None:
-            return Verdict("missing", place)
-        spent, held, lost, _ = counter
-        limit = part.limit
-        if part.rolling:
-            spent = rows.rolling(part.budget, part.subject, part.bucket - part.rolling)
-        if part.budget == CREDIT and request.credit is not None:
-            limit = rows.balance(request.credit, request.now)
-        if limit is not None and spent + held + lost + part.amount > limit:
-            return Verdict("refused", place, spent, held, lost, limit)
-    if rows.get(request.id) is None:
-        rows.put(_held(request))
-        for part in request.parts:
-            rows.add(part.key, 0, part.amount, 0)
+        limit, elsewhere = _limit(rows, part, request)
+        within = None if limit is None else limit - elsewhere
+        if not rows.reserve(part.key, part.amount, within):
+            for done in request.parts[:place]:
+                rows.add(done.key, 0, -done.amount, 0)
+            rows.delete(request.id)
+            return _why(rows.counter(part.key), place, part, limit, elsewhere)
     return Verdict("held")
+
+
+def _limit(rows: Rows, part: Part, request: Request) -> tuple[int | None, int]:
+    """What a part may come to, and what is spent elsewhere: in the buckets of a rolling window."""
+    if part.budget == CREDIT and request.credit is not None:
+        return rows.balance(request.credit, request.now), 0
+    if not part.rolling or part.limit is None:
+        return part.limit, 0
+    return part.limit, rows.rolling(part.budget, part.subject, part.bucket - part.rolling)
+
+
+def _why(counter: Counter | None, place: int, part: Part, limit: int | None, elsewhere: int) -> Verdict:
+    if counter is None:
+        return Verdict("missing", place)
+    spent, held, lost, _ = counter
+    return Verdict("refused", place, elsewhere if part.rolling else spent, held, lost, limit or 0)
 
 
 def settle(rows: Rows, id: str, became: Became, amounts: Sequence[int], event: str | None) -> list[Level]:
@@ -62,26 +83,22 @@ def settle(rows: Rows, id: str, became: Became, amounts: Sequence[int], event: s
     if kept is None or kept.state == "settled" or kept.state == became:
         return []
     event = event or id
-    spends = became == "settled" and not rows.is_recorded(event)  # else it has been counted already
+    # An event of the same id would have ended the hold; one of another id may have been counted already.
+    spends = became == "settled" and (event == id or not rows.is_recorded(event))
     levels = []
     for place, part in enumerate(kept.parts):
         amount = amounts[place] if spends else 0
         was_held = part.amount if kept.state == "held" else 0
         was_lost = part.amount if kept.state == "lost" else 0
-        rows.add(
-            part.key,
-            0 if part.start == ROLLING else amount,
-            -was_held,
-            (part.amount if became == "lost" else 0) - was_lost,
-        )
-        levels += _spent(rows, part, amount)
+        lost = (part.amount if became == "lost" else 0) - was_lost
+        levels += _spend(rows, part, amount, -was_held, lost)
     if became == "lost":
-        rows.put(kept._replace(state="lost"))
-        return levels
-    rows.delete(id)
-    if spends:
+        rows.change(id, kept._replace(state="lost"))
+    elif spends:
         parts = tuple(part._replace(amount=amount) for part, amount in zip(kept.parts, amounts, strict=True))
-        rows.put(kept._replace(id=event, state="settled", parts=parts))
+        rows.change(id, kept._replace(id=event, state="settled", parts=parts))
+    else:
+        rows.delete(id)
     return levels
 
 
@@ -90,24 +107,19 @@ def charge(rows: Rows, request: Request) -> list[Level]:
     if rows.get(request.id) is not None or rows.is_recorded(request.id):
         return []
     counted = tuple(part for part in request.parts if rows.counter(part.key) is not None)
-    rows.put(_held(request)._replace(state="settled", parts=counted))
-    levels = []
-    for part in counted:
-        rows.add(part.key, 0 if part.start == ROLLING else part.amount, 0, 0)
-        levels += _spent(rows, part, part.amount)
-    return levels
+    rows.insert(_held(request)._replace(state="settled", parts=counted))
+    return [level for part in counted for level in _spend(rows, part, part.amount, 0, 0)]
 
 
-def _spent(rows: Rows, part: Part, amount: int) -> list[Level]:
-    if not amount:
-        return []
-    if part.start == ROLLING:
+def _spend(rows: Rows, part: Part, amount: int, held: int, lost: int) -> list[Level]:
+    rolling = part.start == ROLLING
+    counter = rows.add(part.key, 0 if rolling else amount, held, lost)
+    if rolling and amount:
         rows.add_bucket(part.budget, part.subject, part.bucket, amount)
+    if rolling or not amount or counter is None:
         return []
-    counter = rows.counter(part.key)
-    return [] if counter is None else [Level(*part.key, counter[0], counter[3])]
+    return [Level(*part.key, counter[0], counter[3])]
 
 
 def _held(request: Request) -> Held:
-    parts = tuple(Part(*part[:5]) for part in request.parts)
-    return Held(request.id, "held", request.sent, request.now, request.expires, parts, json.loads(request.who))
+    return Held(request.id, "held", request.sent, request.now, request.expires, request.parts, request.who)

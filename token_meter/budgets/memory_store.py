@@ -84,10 +84,19 @@ class MemoryHolds:
             if key[:2] == (budget, subject) and key[2] > after and key[2] >= 0
         )
 
-    def add(self, key: Key, spent: int, held: int, lost: int) -> None:
+    def reserve(self, key: Key, amount: int, limit: int | None) -> bool:
+        """Hold an amount if it stays within the limit."""
+        spent, held, lost, _ = self._counters[key]
+        if limit is not None and spent + held + lost + amount > limit:
+            return False
+        self.add(key, 0, amount, 0)
+        return True
+
+    def add(self, key: Key, spent: int, held: int, lost: int) -> Counter:
         """Add to a counter."""
         was = self._counters.get(key, (0, 0, 0, 0))
-        self._counters[key] = (was[0] + spent, was[1] + held, was[2] + lost, was[3])
+        now = self._counters[key] = (was[0] + spent, was[1] + held, was[2] + lost, was[3])
+        return now
 
     def add_bucket(self, budget: str, subject: str, bucket: int, spent: int) -> None:
         """Add to a bucket of a rolling window."""
@@ -101,8 +110,13 @@ class MemoryHolds:
         """A hold."""
         return self._holds.get(id)
 
-    def put(self, hold: Held) -> None:
-        """Keep a hold."""
+    def insert(self, hold: Held) -> bool:
+        """Keep a new hold."""
+        return self._holds.setdefault(hold.id, hold) is hold
+
+    def change(self, id: str, hold: Held) -> None:
+        """What a hold has become."""
+        del self._holds[id]
         self._holds[hold.id] = hold
 
     def delete(self, id: str) -> None:

@@ -24,11 +24,14 @@ from token_meter.ledger.ledger import Ledger
 from token_meter.ledger.tables import holds
 from token_meter.ledger.text import to_stored
 
-_HOLD: Final = "SELECT token_meter_hold(%s, %s::jsonb, %s::jsonb, %s::jsonb, %s, %s, %s, %s, %s)"
-_SETTLE: Final = "SELECT token_meter_settle(%s, %s, %s, %s::bigint[])"
+_HOLD: Final = "SELECT token_meter_hold(%s)"
+_SETTLE: Final = "SELECT token_meter_settle(%s)"
 _CHARGE: Final = "SELECT token_meter_charge(%s, %s::jsonb, %s, %s)"
 _SENT: Final = f"UPDATE {holds.name} SET sent = 1 WHERE id = ANY(%s)"
 _EXPIRED: Final = f"SELECT id, sent FROM {holds.name} WHERE state = 'held' AND expires <= %s ORDER BY id LIMIT 1000"
+
+
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class PostgresqlHolds:
@@ -42,29 +45,32 @@ class PostgresqlHolds:
         credit = request.credit
         asked = None
         if credit is not None:
-            asked = json.dumps({
+            asked = {
                 "mode": credit.mode, "customer": to_stored(credit.customer), "currency": credit.currency,
                 "place": dict(credit.place), "decimals": CREDIT_DECIMALS,
-            })  # fmt: skip
-        generation = None if request.generation is None else json.dumps(request.generation)
-        said = self._ask(
-            _HOLD,
-            (request.id, generation, json.dumps(request.parts), asked, request.now, request.expires,
-             int(request.sent), kept_parts(request.parts), request.who),
-        )  # fmt: skip
-        kind = said["is"]
-        if kind == "refused":
-            return Verdict("refused", said["place"], int(said["spent"]), said["held"], said["lost"], int(said["limit"]))
-        return Verdict("held" if kind == "again" else kind, said.get("place", 0))
+            }  # fmt: skip
+        # One text: each parameter more would cost the driver as much as the database needs for the whole step.
+        said = self._ask(_HOLD, _encode([
+            request.id, request.generation, request.parts, asked, request.now, request.expires, int(request.sent),
+            kept_parts(request.parts), request.who,
+        ]))  # fmt: skip
+        if not said:
+            return Verdict("held")
+        found = json.loads(said)
+        place = found.get("place", 0)
+        if found["is"] != "refused":
+            return Verdict(found["is"], place)
+        return Verdict("refused", place, int(found["spent"]), found["held"], found["lost"], int(found["limit"]))
 
     def settle(self, id: str, became: Became, amounts: Sequence[int] = (), *, event: str | None = None) -> list[Level]:
         """End a hold, once."""
-        levels = self._ask(_SETTLE, (id, event or id, became, list(amounts)))
-        return [Level(*each) for each in levels]
+        said = self._ask(_SETTLE, _encode([id, event or id, became, list(amounts)]))
+        return [Level(*each) for each in json.loads(f"[{said[1:]}]")]
 
     def charge(self, request: Request) -> list[Level]:
         """Count what was spent without a hold."""
-        levels = self._ask(_CHARGE, (request.id, json.dumps(request.parts), request.now, request.who))
+        parameters = (request.id, json.dumps(request.parts), request.now, request.who)
+        levels = self._run(_CHARGE, parameters, fetch=True)[0][0]
         return [Level(*each) for each in levels]
 
     def mark_sent(self, ids: Sequence[str]) -> None:
@@ -80,13 +86,16 @@ class PostgresqlHolds:
                 given_back, lost = given_back + (not sent), lost + bool(sent)
         return given_back, lost
 
-    def _ask(self, statement: str, parameters: tuple[Any, ...]) -> Any:
-        return self._run(statement, parameters, fetch=True)[0][0]
+    def _ask(self, statement: str, asked: str) -> str:
+        found: str = self._run(statement, (asked,), fetch=True)[0][0]
+        return found
 
     def _run(self, statement: str, parameters: tuple[Any, ...], *, fetch: bool = False) -> Any:
+        def step(connection: Any) -> Any:
+            cursor = connection.execute(statement, parameters, prepare=True)
+            return cursor.fetchall() if fetch else None
+
         try:
-            with self._ledger.quick() as connection:
-                cursor = connection.execute(statement, parameters, prepare=True)
-                return cursor.fetchall() if fetch else None
+            return self._ledger.quickly(step)
         except TokenMeterError as problem:
             raise Unreachable(str(problem)) from problem

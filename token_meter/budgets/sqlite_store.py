@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from decimal import ROUND_FLOOR, Decimal
 from typing import Any, Final
 
@@ -38,6 +37,10 @@ from token_meter.money import EXACT, total
 _GENERATION: Final = f"SELECT budgets, catalogue FROM {state.name} WHERE id = 1"
 _COUNTER: Final = f"SELECT spent, held, lost, noted FROM {spend.name} WHERE budget = ? AND subject = ? AND start = ?"
 _ROLLING: Final = f"SELECT sum(spent) FROM {spend.name} WHERE budget = ? AND subject = ? AND start > ? AND start >= 0"
+_RESERVE: Final = (
+    f"UPDATE {spend.name} SET held = held + ? WHERE budget = ? AND subject = ? AND start = ? "
+    "AND (? IS NULL OR spent + held + lost + ? <= ?)"
+)
 _ADD: Final = (
     f"UPDATE {spend.name} SET spent = spent + ?, held = held + ?, lost = lost + ? "
     "WHERE budget = ? AND subject = ? AND start = ?"
@@ -47,10 +50,12 @@ _BUCKET: Final = (
     "VALUES (?, ?, ?, ?, 0, 0, 0, 0) ON CONFLICT DO UPDATE SET spent = spent + excluded.spent"
 )
 _GET: Final = f"SELECT id, state, sent, created, expires, parts, who FROM {holds.name} WHERE id = ?"
-_PUT: Final = (
+_INSERT: Final = (
     f"INSERT INTO {holds.name} (id, state, sent, created, expires, parts, who) VALUES (?, ?, ?, ?, ?, ?, ?) "
-    "ON CONFLICT (id) DO UPDATE SET state = excluded.state, parts = excluded.parts"
+    "ON CONFLICT DO NOTHING"
 )
+_CHANGE: Final = f"UPDATE {holds.name} SET state = ?, parts = ? WHERE id = ?"
+_MOVE: Final = f"UPDATE OR REPLACE {holds.name} SET id = ?, state = ?, parts = ? WHERE id = ?"
 _EXPIRED: Final = f"SELECT id, sent FROM {holds.name} WHERE state = 'held' AND expires <= ? LIMIT 1000"
 _GRANTS: Final = (
     f"SELECT remaining, scope FROM {grants.name} WHERE mode = ? AND customer = ? AND currency = ? "
@@ -92,22 +97,20 @@ class SqliteHolds:
                 return given_back, lost
 
     def _alone(self, action: Callable[[_Rows], Any]) -> Any:
+        def step(connection: sqlite3.Connection) -> Any:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = action(_Rows(connection))
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+            return result
+
         try:
-            with self._ledger.quick() as connection, _transaction(connection):
-                return action(_Rows(connection))
+            return self._ledger.quickly(step)
         except TokenMeterError as problem:
             raise Unreachable(str(problem)) from problem
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 class _Rows:
@@ -127,8 +130,12 @@ class _Rows:
     def rolling(self, budget: str, subject: str, after: int) -> int:
         return self._execute(_ROLLING, (budget, subject, after)).fetchone()[0] or 0
 
-    def add(self, key: Key, spent: int, held: int, lost: int) -> None:
+    def reserve(self, key: Key, amount: int, limit: int | None) -> bool:
+        return self._execute(_RESERVE, (amount, *key, limit, amount, limit)).rowcount == 1
+
+    def add(self, key: Key, spent: int, held: int, lost: int) -> Counter | None:
         self._execute(_ADD, (spent, held, lost, *key))
+        return self.counter(key)
 
     def add_bucket(self, budget: str, subject: str, bucket: int, spent: int) -> None:
         self._execute(_BUCKET, (budget, subject, bucket, spent))
@@ -145,13 +152,17 @@ class _Rows:
 
     def get(self, id: str) -> Held | None:
         row = self._execute(_GET, (id,)).fetchone()
-        if row is None:
-            return None
-        return Held(row[0], row[1], bool(row[2]), row[3], row[4], read_parts(row[5]), json.loads(row[6]))
+        return None if row is None else Held(row[0], row[1], bool(row[2]), row[3], row[4], read_parts(row[5]), row[6])
 
-    def put(self, hold: Held) -> None:
-        self._execute(_PUT, (hold.id, hold.state, int(hold.sent), hold.created, hold.expires, kept_parts(hold.parts),
-                             json.dumps(hold.who)))  # fmt: skip
+    def insert(self, hold: Held) -> bool:
+        row = (hold.id, hold.state, hold.sent, hold.created, hold.expires, kept_parts(hold.parts), hold.who)
+        return self._execute(_INSERT, row).rowcount == 1
+
+    def change(self, id: str, hold: Held) -> None:
+        if hold.id == id:
+            self._execute(_CHANGE, (hold.state, kept_parts(hold.parts), id))
+        else:
+            self._execute(_MOVE, (hold.id, hold.state, kept_parts(hold.parts), id))
 
     def delete(self, id: str) -> None:
         self._execute(f"DELETE FROM {holds.name} WHERE id = ?", (id,))

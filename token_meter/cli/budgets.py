@@ -326,8 +326,8 @@ def _hold_row(hold: Held, budgets: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         "id": hold.id, "state": hold.state, "since": f"{datetime.fromtimestamp(hold.created / 1e6, UTC):%m-%d %H:%M:%S}",
-        "customer": hold.who.get("customer"), "model": hold.who.get("model"), "held": ", ".join(held),
-        "process": hold.who.get("process"),
+        "customer": hold.caller.get("customer"), "model": hold.caller.get("model"), "held": ", ".join(held),
+        "process": hold.caller.get("process"),
     }  # fmt: skip
 
 

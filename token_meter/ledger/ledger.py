@@ -37,7 +37,7 @@ from token_meter.ledger.ratings import Rerated, rate_again
 from token_meter.ledger.record import TRANSACTION_EVENTS_MAX, record
 from token_meter.ledger.rollups import rebuild
 from token_meter.ledger.rows import Prepared, prepare
-from token_meter.ledger.store import LedgerError, Store
+from token_meter.ledger.store import LedgerError, Result, Store
 from token_meter.ledger.tables import DIMENSIONS_DECLARED_MAX, TEXT_BYTES_MAX
 from token_meter.ledger.tables import events as events_table
 from token_meter.ledger.text import to_stored
@@ -354,15 +354,14 @@ class Ledger:
         except (DBAPIError, PoolTimeout) as problem:
             raise LedgerError(f"cannot write to the ledger {self._shown}: {reason_of(problem)}") from problem
 
-    @contextmanager
-    def quick(self) -> Iterator[Any]:
-        """A connection of the database's driver, for steps of microseconds that a caller waits for: holds on budgets.
+    def quickly(self, action: Callable[[Any], Result]) -> Result:
+        """Do something with a connection of the database's driver: a step of microseconds that a caller waits for, as
+        holds on budgets are.
 
-        Each step is one statement or one transaction; a power failure may undo the last ones. What the database says
-        goes wrong is raised as LedgerError.
+        Each is one statement or one transaction; a power failure may undo the last ones. What the database says goes
+        wrong is raised as LedgerError.
         """
-        with self._opened.quick() as connection:
-            yield connection
+        return self._opened.quickly(action)
 
     @contextmanager
     def closing(self) -> Iterator[tuple[Store, Connection]]:

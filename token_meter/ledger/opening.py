@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError
 from token_meter.errors import TokenMeterError
 from token_meter.ledger.migrate import bring_up_to_date
 from token_meter.ledger.rollups import Memory
-from token_meter.ledger.store import LedgerError, Store
+from token_meter.ledger.store import LedgerError, Result, Store
 
 REST_SECONDS: Final = 5.0
 """Closing, and a fork on an SQLite ledger, waits so long for the transactions of other threads."""
@@ -84,7 +84,8 @@ class Gate:
     def __exit__(self, *_: object) -> None:
         with self._changed:
             self._inside -= 1
-            self._changed.notify_all()
+            if self._shut:
+                self._changed.notify_all()
 
     def shut(self, wait_seconds: float) -> bool:
         """Let nobody in; True if everybody is out in time."""
@@ -132,13 +133,10 @@ class Opened:
             with store.reading() as connection:
                 yield store, connection
 
-    @contextmanager
-    def quick(self) -> Iterator[Any]:
-        """A connection of the driver for short steps; see `Store.quick`."""
+    def quickly(self, action: Callable[[Any], Result]) -> Result:
+        """Do something short with a connection of the driver; see `Store.quickly`."""
         with self._gate:
-            store = self._opened()
-            with store.quick() as connection:
-                yield connection
+            return self._opened().quickly(action)
 
     @contextmanager
     def alone(self) -> Iterator[Store]:

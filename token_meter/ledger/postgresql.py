@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from threading import BoundedSemaphore
 from typing import Any, ClassVar, Final
 
@@ -25,7 +24,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from token_meter.errors import MissingExtra
 from token_meter.ledger.rows import COLUMNS
-from token_meter.ledger.store import LedgerError, QuantityRow, Store
+from token_meter.ledger.store import LedgerError, QuantityRow, Result, Store
 from token_meter.ledger.tables import events
 
 CONNECT_SECONDS: Final = 10
@@ -88,21 +87,17 @@ class PostgresqlStore(Store):
             return self.engine.connect().execution_options(isolation_level="READ COMMITTED")
         return self.engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
-    @contextmanager
-    def quick(self) -> Iterator[Any]:
+    def quickly(self, action: Callable[[Any], Result]) -> Result:
         self._quick_slots.acquire()
         connection: Any = None
         try:
             connection = self._quick.pop() if self._quick else self._connect_quick()
-            yield connection
-        except BaseException as problem:
-            usable = connection is not None and not (connection.closed or connection.broken)
-            if connection is not None and not usable:
+            return action(connection)
+        except self.engine.dialect.loaded_dbapi.Error as problem:
+            if connection is not None and (connection.closed or connection.broken):
                 connection.close()
                 connection = None
-            if isinstance(problem, self.engine.dialect.loaded_dbapi.Error):
-                raise LedgerError(f"the ledger {self.place}: {_first_line(problem)}") from problem
-            raise
+            raise LedgerError(f"the ledger {self.place}: {_first_line(problem)}") from problem
         finally:
             if connection is not None:
                 self._quick.append(connection)

@@ -6,8 +6,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert
 
 from token_meter.ledger.rows import COLUMNS
-from token_meter.ledger.store import LedgerError, QuantityRow, Store
+from token_meter.ledger.store import LedgerError, QuantityRow, Result, Store
 from token_meter.ledger.tables import events
 
 BUSY_SECONDS: Final = 10.0
@@ -85,8 +85,7 @@ class SqliteStore(Store):
         finally:
             raw.close()
 
-    @contextmanager
-    def quick(self) -> Iterator[sqlite3.Connection]:
+    def quickly(self, action: Callable[[sqlite3.Connection], Result]) -> Result:
         self._quick_lock.acquire()
         try:
             if self._quick is None:
@@ -95,7 +94,7 @@ class SqliteStore(Store):
                 )
                 _prepare_connection(self._quick, None)
                 self._quick.execute("PRAGMA synchronous = NORMAL")
-            yield self._quick
+            return action(self._quick)
         except sqlite3.Error as problem:
             raise LedgerError(f"the ledger {self.place}: {problem}") from problem
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, TableValuedAlias
 
@@ -16,6 +16,9 @@ from token_meter.errors import TokenMeterError
 
 QuantityRow = tuple[int, int, str, int, int, int]
 """(period, series, quantity, rating, high, low), as `tables.hours` and `tables.days` hold them."""
+
+
+Result = TypeVar("Result")
 
 
 class LedgerError(TokenMeterError):
@@ -67,11 +70,9 @@ class Store(ABC):
         """Make the database ready to be opened for the first time, as far as that is ours to do."""
 
     @abstractmethod
-    @contextmanager
-    def quick(self) -> Iterator[Any]:
-        """A connection of the driver for short steps of one statement or transaction each, which need not survive a
-        power failure."""
-        yield
+    def quickly(self, action: Callable[[Any], Result]) -> Result:
+        """Do something with a connection of the driver: a short step of one statement or transaction, which need not
+        survive a power failure. Raises LedgerError for what the database says goes wrong."""
 
     def close(self) -> None:
         """Close every connection."""

@@ -392,7 +392,7 @@ holds: Final = Table(
     Column("who", Text, nullable=False, comment="JSON, for people"),
     sqlite_with_rowid=False,
 )
-Index(PREFIX + "holds_expires", holds.c.state, holds.c.expires)
+# No index: the rows are those of calls under way and of the last moments, and an index would cost every hold.
 
 customers: Final = Table(
     PREFIX + "customers",

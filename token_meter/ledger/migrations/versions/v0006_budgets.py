@@ -62,9 +62,8 @@ def upgrade() -> None:
         sa.Column("who", sa.Text, nullable=False, comment="JSON, for people"),
         sqlite_with_rowid=False,
     )
-    op.create_index("token_meter_holds_expires", "token_meter_holds", ["state", "expires"])
     if op.get_bind().dialect.name == "postgresql":
-        for statement in (_PATTERN, _BALANCE, _HOLD, _SETTLE, _CHARGE):
+        for statement in (_PATTERN, _BALANCE, _SETTLED_PARTS, _HOLD, _SETTLE, _CHARGE):
             op.get_bind().exec_driver_sql(statement)
 
 
@@ -90,117 +89,139 @@ CREATE OR REPLACE FUNCTION token_meter_balance(
 $$
 """
 
+# Written with few statements: a transaction pays for each expression of a function that it is the first to evaluate.
 _HOLD = """
-CREATE OR REPLACE FUNCTION token_meter_hold(
-    _id text, _state jsonb, _parts jsonb, _credit jsonb, _now bigint, _expires bigint, _sent int,
-    _kept text, _who text
-) RETURNS jsonb LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION token_meter_hold(_request text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
-    part jsonb;
-    place int := 0;
-    row record;
-    used numeric;
+    asked jsonb;
+    part record;
     allowed numeric;
+    elsewhere numeric := 0;
 BEGIN
-    IF _state IS NOT NULL THEN
-        SELECT budgets, catalogue INTO row FROM token_meter_state WHERE id = 1;
-        IF row.budgets <> (_state ->> 0)::bigint OR row.catalogue <> (_state ->> 1)::bigint THEN
-            RETURN '{"is": "stale"}';
-        END IF;
-    END IF;
-    FOR part IN SELECT value FROM jsonb_array_elements(_parts) LOOP
-        SELECT spent, held, lost INTO row FROM token_meter_spend
-        WHERE budget = part ->> 0 AND subject = part ->> 1 AND start = (part ->> 2)::bigint FOR UPDATE;
-        IF NOT FOUND THEN
-            RETURN jsonb_build_object('is', 'missing', 'place', place);
-        END IF;
-        used := row.spent;
-        allowed := (part ->> 5)::numeric;
-        IF (part ->> 6)::bigint > 0 THEN
-            SELECT coalesce(sum(spent), 0) INTO used FROM token_meter_spend
-            WHERE budget = part ->> 0 AND subject = part ->> 1 AND start > (part ->> 4)::bigint - (part ->> 6)::bigint
-              AND start >= 0;
-        END IF;
-        IF part ->> 0 = 'credit' THEN
-            -- A snapshot of its own, taken after the row was locked: what was recorded before is in it.
-            allowed := token_meter_balance(
-                _credit ->> 'mode', _credit ->> 'customer', _credit ->> 'currency', _credit -> 'place', _now,
-                (_credit ->> 'decimals')::int
-            );
-        END IF;
-        IF allowed IS NOT NULL AND used + row.held + row.lost + (part ->> 3)::numeric > allowed THEN
-            RETURN jsonb_build_object('is', 'refused', 'place', place, 'spent', used, 'held', row.held,
-                                      'lost', row.lost, 'limit', allowed);
-        END IF;
-        place := place + 1;
-    END LOOP;
+    -- id, (state), parts, credit, now, expires, sent, parts as they are kept, who
+    WITH given AS (SELECT _request::jsonb AS it)
     INSERT INTO token_meter_holds (id, state, sent, created, expires, parts, who)
-    VALUES (_id, 'held', _sent, _now, _expires, _kept, _who) ON CONFLICT (id) DO NOTHING;
+    SELECT it ->> 0, 'held', (it ->> 6)::int, (it ->> 4)::bigint, (it ->> 5)::bigint, it ->> 7, it ->> 8
+    FROM given, token_meter_state AS state
+    WHERE state.id = 1
+      AND (it ->> 1 IS NULL
+           OR (state.budgets = (it -> 1 ->> 0)::bigint AND state.catalogue = (it -> 1 ->> 1)::bigint))
+    ON CONFLICT (id) DO NOTHING;
     IF NOT FOUND THEN
-        RETURN '{"is": "again"}';
+        PERFORM 1 FROM token_meter_holds WHERE id = _request::jsonb ->> 0;
+        RETURN CASE WHEN FOUND THEN '' ELSE '{"is": "stale"}' END;
     END IF;
-    FOR part IN SELECT value FROM jsonb_array_elements(_parts) LOOP
-        UPDATE token_meter_spend SET held = held + (part ->> 3)::bigint
-        WHERE budget = part ->> 0 AND subject = part ->> 1 AND start = (part ->> 2)::bigint;
+    FOR part IN
+        SELECT it ->> 0 AS budget, it ->> 1 AS subject, (it ->> 2)::bigint AS start, (it ->> 3)::bigint AS amount,
+               (it ->> 4)::bigint AS bucket, (it ->> 5)::numeric AS most, (it ->> 6)::bigint AS rolling, place
+        FROM jsonb_array_elements(_request::jsonb -> 2) WITH ORDINALITY AS each(it, place) ORDER BY place
+    LOOP
+        IF part.budget = 'credit' OR part.rolling > 0 THEN
+            -- Locked before anybody reads what it depends on; the next statement sees what was committed until then.
+            PERFORM 1 FROM token_meter_spend AS s
+            WHERE s.budget = part.budget AND s.subject = part.subject AND s.start = part.start FOR UPDATE;
+            asked := _request::jsonb;
+            SELECT CASE WHEN part.budget = 'credit' THEN token_meter_balance(
+                asked -> 3 ->> 'mode', asked -> 3 ->> 'customer', asked -> 3 ->> 'currency', asked -> 3 -> 'place',
+                (asked ->> 4)::bigint, (asked -> 3 ->> 'decimals')::int
+            ) ELSE part.most END, coalesce((
+                SELECT sum(s.spent) FROM token_meter_spend AS s
+                WHERE part.rolling > 0 AND s.budget = part.budget AND s.subject = part.subject AND s.start >= 0
+                  AND s.start > part.bucket - part.rolling
+            ), 0) INTO allowed, elsewhere;
+            UPDATE token_meter_spend AS s SET held = s.held + part.amount
+            WHERE s.budget = part.budget AND s.subject = part.subject AND s.start = part.start
+              AND (allowed IS NULL OR s.spent + s.held + s.lost + part.amount <= allowed - elsewhere);
+        ELSE
+            UPDATE token_meter_spend AS s SET held = s.held + part.amount
+            WHERE s.budget = part.budget AND s.subject = part.subject AND s.start = part.start
+              AND (part.most IS NULL OR s.spent + s.held + s.lost + part.amount <= part.most);
+        END IF;
+        IF NOT FOUND THEN
+            -- Nothing is held of the others, and the hold is not there.
+            UPDATE token_meter_spend AS s SET held = s.held - (it ->> 3)::bigint
+            FROM jsonb_array_elements(_request::jsonb -> 2) WITH ORDINALITY AS done(it, place)
+            WHERE done.place < part.place AND s.budget = it ->> 0 AND s.subject = it ->> 1
+              AND s.start = (it ->> 2)::bigint;
+            DELETE FROM token_meter_holds WHERE id = _request::jsonb ->> 0;
+            RETURN coalesce((
+                SELECT jsonb_build_object(
+                    'is', 'refused', 'place', part.place - 1, 'held', s.held, 'lost', s.lost,
+                    'spent', CASE WHEN part.rolling > 0 THEN elsewhere ELSE s.spent END,
+                    'limit', CASE WHEN part.budget = 'credit' THEN allowed ELSE part.most END
+                ) FROM token_meter_spend AS s
+                WHERE s.budget = part.budget AND s.subject = part.subject AND s.start = part.start
+            ), jsonb_build_object('is', 'missing', 'place', part.place - 1))::text;
+        END IF;
     END LOOP;
-    RETURN '{"is": "held"}';
+    RETURN '';
 END
 $$
 """
 
 _SETTLE = """
-CREATE OR REPLACE FUNCTION token_meter_settle(_id text, _event text, _became text, _amounts bigint[])
-RETURNS jsonb LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION token_meter_settle(_settlement text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     kept record;
-    part jsonb;
-    place int := 0;
-    amount bigint;
-    was bigint;
-    row record;
-    became text := _became;
-    settled jsonb := '[]';
-    levels jsonb := '[]';
+    part record;
+    levels text := '';
 BEGIN
-    SELECT state, parts::jsonb AS parts INTO kept FROM token_meter_holds WHERE id = _id FOR UPDATE;
-    IF NOT FOUND OR kept.state = 'settled' OR (kept.state = 'lost' AND _became = 'lost') THEN
-        RETURN levels;
+    -- id, event, what became of it, amounts
+    SELECT held.id, held.state, held.parts, it ->> 1 AS event, it -> 3 AS amounts,
+           CASE WHEN it ->> 2 = 'settled' AND it ->> 1 <> held.id
+                     AND EXISTS (SELECT 1 FROM token_meter_events WHERE id = it ->> 1)
+                THEN 'recorded' ELSE it ->> 2 END AS became  -- it has been counted already
+    INTO kept
+    FROM (SELECT _settlement::jsonb AS it) AS given JOIN token_meter_holds AS held ON held.id = it ->> 0
+    WHERE held.state <> 'settled' AND held.state <> it ->> 2
+    FOR UPDATE OF held;
+    IF NOT FOUND THEN
+        RETURN '';
     END IF;
-    IF became = 'settled' AND EXISTS (SELECT 1 FROM token_meter_events WHERE id = _event) THEN
-        became := 'recorded';  -- it has been counted already
-    END IF;
-    FOR part IN SELECT value FROM jsonb_array_elements(kept.parts) LOOP
-        place := place + 1;
-        was := (part ->> 3)::bigint;
-        amount := CASE WHEN became = 'settled' THEN _amounts[place] ELSE 0 END;
-        UPDATE token_meter_spend SET
-            held = held - CASE WHEN kept.state = 'held' THEN was ELSE 0 END,
-            lost = lost - CASE WHEN kept.state = 'lost' THEN was ELSE 0 END
-                        + CASE WHEN became = 'lost' THEN was ELSE 0 END,
-            spent = spent + CASE WHEN (part ->> 2)::bigint >= 0 THEN amount ELSE 0 END
-        WHERE budget = part ->> 0 AND subject = part ->> 1 AND start = (part ->> 2)::bigint
-        RETURNING spent, noted INTO row;
-        settled := settled || jsonb_build_array(jsonb_set(part, '{3}', to_jsonb(amount)));
-        IF (part ->> 2)::bigint < 0 AND amount > 0 THEN
+    FOR part IN
+        SELECT it ->> 0 AS budget, it ->> 1 AS subject, (it ->> 2)::bigint AS start, (it ->> 3)::bigint AS was,
+               (it ->> 4)::bigint AS bucket, place, 0::bigint AS spent, 0 AS noted,
+               CASE WHEN kept.became = 'settled' THEN (kept.amounts ->> (place - 1)::int)::bigint ELSE 0 END AS amount
+        FROM jsonb_array_elements(kept.parts::jsonb) WITH ORDINALITY AS each(it, place) ORDER BY place
+    LOOP
+        UPDATE token_meter_spend AS s SET
+            held = s.held - CASE WHEN kept.state = 'held' THEN part.was ELSE 0 END,
+            lost = s.lost - CASE WHEN kept.state = 'lost' THEN part.was ELSE 0 END
+                          + CASE WHEN kept.became = 'lost' THEN part.was ELSE 0 END,
+            spent = s.spent + CASE WHEN part.start >= 0 THEN part.amount ELSE 0 END
+        WHERE s.budget = part.budget AND s.subject = part.subject AND s.start = part.start
+        RETURNING levels || CASE WHEN part.amount > 0 AND part.start >= 0
+            THEN ',' || json_build_array(part.budget, part.subject, part.start, s.spent, s.noted)::text ELSE '' END
+        INTO levels;
+        IF part.start < 0 THEN
             INSERT INTO token_meter_spend AS there (budget, subject, start, spent, held, lost, noted, epoch)
-            VALUES (part ->> 0, part ->> 1, (part ->> 4)::bigint, amount, 0, 0, 0, 0)
+            SELECT part.budget, part.subject, part.bucket, part.amount, 0, 0, 0, 0 WHERE part.amount > 0
             ON CONFLICT (budget, subject, start) DO UPDATE SET spent = there.spent + excluded.spent;
-        ELSIF amount > 0 AND row.spent IS NOT NULL THEN
-            levels := levels || jsonb_build_array(jsonb_build_array(
-                part ->> 0, part ->> 1, (part ->> 2)::bigint, row.spent, row.noted
-            ));
         END IF;
     END LOOP;
-    IF became = 'lost' THEN
-        UPDATE token_meter_holds SET state = 'lost' WHERE id = _id;
-    ELSIF became = 'settled' THEN
-        DELETE FROM token_meter_holds WHERE id = _event AND id <> _id;
-        UPDATE token_meter_holds SET state = 'settled', id = _event, parts = settled::text WHERE id = _id;
+    IF kept.became IN ('released', 'recorded') THEN
+        DELETE FROM token_meter_holds WHERE id = kept.id;
+    ELSIF kept.became = 'lost' THEN
+        UPDATE token_meter_holds SET state = 'lost' WHERE id = kept.id;
+    ELSIF kept.event = kept.id THEN
+        UPDATE token_meter_holds SET state = 'settled', parts = token_meter_settled_parts(kept.parts, kept.amounts)
+        WHERE id = kept.id;
     ELSE
-        DELETE FROM token_meter_holds WHERE id = _id;
+        DELETE FROM token_meter_holds WHERE id = kept.event;
+        UPDATE token_meter_holds
+        SET state = 'settled', id = kept.event, parts = token_meter_settled_parts(kept.parts, kept.amounts)
+        WHERE id = kept.id;
     END IF;
-    RETURN levels;
+    RETURN coalesce(levels, '');
 END
+$$
+"""
+
+_SETTLED_PARTS = """
+CREATE OR REPLACE FUNCTION token_meter_settled_parts(_parts text, _amounts jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT jsonb_agg(jsonb_set(it, '{3}', _amounts -> (place - 1)::int) ORDER BY place)::text
+    FROM jsonb_array_elements(_parts::jsonb) WITH ORDINALITY AS each(it, place)
 $$
 """
 
