@@ -99,6 +99,7 @@ class CallRecorder:
         assert self._door is not None
         try:
             call.hold = self._door.hold(call, body)
+            call.cut_off = self._door.cut_off(call.hold)
         except BudgetExceeded:
             call.fresh = False
             self.void(call, "budget_exceeded")

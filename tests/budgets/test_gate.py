@@ -167,8 +167,9 @@ def test_async_calls_are_refused_and_leave_nothing_behind(small):
         async with small.async_openai() as client:
             with pytest.raises(BudgetExceeded):
                 await client.chat.completions.create(**CHAT)
+        client = small.google()
         with pytest.raises(BudgetExceeded):
-            await small.google().aio.models.generate_content(model="gemini-2.5-flash", contents="Hello")
+            await client.aio.models.generate_content(model="gemini-2.5-flash", contents="Hello")
 
     with small.meter.customer("acme"):
         asyncio.run(call())
@@ -554,3 +555,67 @@ def test_holds_say_who_has_them(small):
 
     assert hold.caller["dimensions"] == {"key": "k1"} and hold.caller["model"] == "gpt-4o-mini"
     assert "Hello" not in hold.who
+
+
+# ---- streams that are cut off ----
+
+
+PLAIN = {"model": "gpt-4o-mini", "messages": HELLO}
+
+
+def test_a_stream_ends_when_what_was_held_for_it_is_used_up(small):
+    """An earlier call took 19 tokens, so that much is held; the stream would have 300 words."""
+    small.meter.budget("acme", "1", cut_off=True)
+    short, long = small.openai(), small.openai(faults={"events": 300})
+    shown = []
+
+    with small.meter.customer("acme"):
+        short.chat.completions.create(**PLAIN)
+        with pytest.raises(BudgetExceeded, match="the stream was ended") as ended:
+            for chunk in long.chat.completions.create(**PLAIN, stream=True):
+                shown.append(chunk)
+
+    small.meter.flush()
+    _, event = small.meter.events()
+    assert 5 < len(shown) < 60 and ended.value.scope == "customer=acme"
+    assert event.status == "estimated" and "cut_off" in event.anomalies and event.usage.output > 0
+    assert Decimal(small.standing()[0]) == small.charged > 0
+    assert small.standing()[1:] == ("0", "0")
+
+
+def test_an_async_stream_and_googles_are_cut_off_too(small):
+    small.meter.budget("acme", "1", cut_off=True)
+    plain = {"model": "gemini-2.5-flash", "contents": "Hello"}
+
+    async def read():
+        url = small.provider.url_with(events=300)
+        async with openai.AsyncOpenAI(api_key="k", base_url=f"{url}/v1") as made:
+            with pytest.raises(BudgetExceeded):
+                async for _ in await small.meter.wrap(made).chat.completions.create(**PLAIN, stream=True):
+                    pass
+        client = small.meter.wrap(genai.Client(api_key="k", http_options={"base_url": url}))
+        with pytest.raises(BudgetExceeded):
+            async for _ in await client.aio.models.generate_content_stream(**plain):
+                pass
+        with pytest.raises(BudgetExceeded):
+            for _ in client.models.generate_content_stream(**plain):
+                pass
+
+    with small.meter.customer("acme"):
+        short, generate = small.openai(), small.google()  # Google's closes its connections when it is let go of
+        short.chat.completions.create(**PLAIN)
+        generate.models.generate_content(**plain)
+        asyncio.run(read())
+
+    small.meter.flush()
+    assert [("cut_off" in each.anomalies) for each in small.meter.events()] == [False, False, True, True, True]
+    assert small.standing()[1:] == ("0", "0")
+
+
+def test_without_being_asked_for_nothing_is_cut_off(small):
+    small.meter.budget("acme", "1")
+    short, long = small.openai(), small.openai(faults={"events": 300})
+
+    with small.meter.customer("acme"):
+        short.chat.completions.create(**PLAIN)
+        assert len(list(long.chat.completions.create(**PLAIN, stream=True))) > 290

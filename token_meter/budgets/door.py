@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from token_meter.providers.asking import UNKNOWN
-from token_meter.providers.base import Call, Reading
+from token_meter.providers.base import Call, CutOff, Reading
+from token_meter.providers.estimate import BYTES_PER_TOKEN
 from token_meter.providers.publishers import publisher_of
 from token_meter.usage import Usage
 
@@ -75,6 +76,15 @@ class Door:
             self._problem("request", error)
             ask = UNKNOWN
         return gate.hold(call.id, caller, ask)
+
+    def cut_off(self, hold: Holding | None) -> CutOff | None:
+        """Where a stream of this call ends, if a budget wants that."""
+        if hold is None or hold.cut is None:
+            return None
+        from token_meter.budgets.refusal import used_up
+
+        budget, subject, tokens = hold.cut
+        return CutOff(tokens * BYTES_PER_TOKEN, used_up(budget, subject, tokens))
 
     def settle(self, hold: Holding, readings: list[Reading], *, later: bool = False) -> None:
         """A call has ended with these readings, written under their `event_id`."""

@@ -88,6 +88,8 @@ class Holding(NamedTuple):
     parts: tuple[Part, ...]
     size: int
     process: int
+    cut: tuple[Budget, str, int] | None = None
+    """The budget (and whose) that ends a stream when it has shown so many tokens."""
 
 
 class Gate:
@@ -237,7 +239,8 @@ class Gate:
                 credit = CreditAsk(caller.mode, caller.customer, policy.currency, place)
         entries.sort(key=lambda each: each[0].key)
         parts = tuple(part for part, _, _ in entries)
-        holding = Holding(id, caller, tuple(budget for _, budget, _ in entries), parts, ask.size or 0, os.getpid())
+        holding = Holding(id, caller, tuple(budget for _, budget, _ in entries), parts, ask.size or 0, os.getpid(),
+                          needs.cut([(budget, part.subject) for part, budget, _ in entries]))  # fmt: skip
         who = json.dumps({
             "customer": caller.customer, "provider": caller.provider, "model": caller.model,
             "dimensions": dict(caller.dimensions), "process": _process(),
@@ -478,6 +481,16 @@ class _Needs:
         if amount is None:
             raise refusal.no_price(budget.label, whose, self._caller.model, self._caller.provider)
         return amount
+
+    def cut(self, entries: Sequence[tuple[Budget, str]]) -> tuple[Budget, str, int] | None:
+        """The budget that wants a stream to end at what is held for it, and how many tokens of output that are."""
+        found = [
+            (budget, subject, bound.output)
+            for budget, subject in entries
+            if budget.cut_off and budget.enforce != "soft"
+            and isinstance(bound := self._bound(budget.enforce), Bound) and bound.output
+        ]  # fmt: skip
+        return min(found, key=lambda each: each[2], default=None)
 
     def _bound(self, enforce: Enforce) -> Bound | Unbounded:
         if enforce not in self._bounds:

@@ -32,6 +32,16 @@ def no_room(budget: Budget, subject: str, part: Part, verdict: Verdict, span: Sp
     )  # fmt: skip
 
 
+def used_up(budget: Budget, subject: str, tokens: int) -> BudgetExceeded:
+    """A stream has shown as much as was held for it."""
+    return BudgetExceeded(
+        f"the stream was ended: the {tokens:,} tokens of output that {budget.label!r} of {budget.whose(subject)} held "
+        "for it are used up. What it has shown is billed. Name a larger maximum of output tokens, raise the budget, or "
+        f"let streams run on: {_command(budget)} without --cut-off",
+        budget=budget.label, scope=budget.whose(subject), unit=_unit(budget), limit=budget.limit,
+    )  # fmt: skip
+
+
 def no_bound(budget: str, scope: str, why: str) -> BudgetExceeded:
     """A strict budget refuses what has no worst case."""
     return BudgetExceeded(

@@ -122,6 +122,13 @@ class Host(NamedTuple):
     accepts_include_usage: bool = False
 
 
+class CutOff(NamedTuple):
+    """A stream ends with this error when it has shown more than so many bytes of text."""
+
+    bytes: int
+    error: BaseException
+
+
 class Call:
     """One logical call: bound to its customer when it begins, recorded once per delivered response.
 
@@ -133,6 +140,7 @@ class Call:
     __slots__ = (
         "attribution",
         "began",
+        "cut_off",
         "ended",
         "endpoint",
         "fresh",
@@ -168,6 +176,7 @@ class Call:
         self.guarded = False
         self.is_async = False
         self.hold: Any = None
+        self.cut_off: CutOff | None = None
         self.sent: object = None
 
 

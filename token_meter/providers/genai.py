@@ -89,6 +89,8 @@ def request_streamed(binding: Binding, original: Any, api: Any, args: Any, kwarg
             started = True
             _feed(tap, chunk)
             yield chunk
+            if tap is not None and tap.cut is not None:
+                raise tap.cut
     except GeneratorExit:
         _ended(call, tap, "closed", later=True)  # most often by the collector
         chunks.close()
@@ -125,6 +127,9 @@ class MeteredChunks:
         return self
 
     async def __anext__(self) -> Any:
+        if self._tap is not None and self._tap.cut is not None:
+            await self._chunks.aclose()
+            raise self._tap.cut
         try:
             chunk = await self._chunks.__anext__()
         except StopAsyncIteration:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from token_meter.providers.base import Call, Fold
 from token_meter.providers.frames import FrameFramer
@@ -35,6 +35,7 @@ class Tap:
 
     __slots__ = (
         "_beat", "_before", "_call", "_fold", "_framer", "_hide", "_last", "_mark", "_mask", "_open", "_spaced",
+        "cut",
     )  # fmt: skip
 
     def __init__(self, call: Call, fold: Fold, framer: Any, hide: Hide | None = None) -> None:
@@ -47,6 +48,8 @@ class Tap:
         self._beat = 0
         self._before = self._last = b""
         self._open = True
+        self.cut: BaseException | None = None
+        """What ends the stream for the caller, because what was held for it is used up."""
 
     def take(self, data: bytes) -> bytes:
         """Take notice of what arrived; returns what the caller may see of it."""
@@ -73,6 +76,9 @@ class Tap:
             self._set_pace(data, held=bool(framer.held))
             if fold.final:
                 self.settle("complete")
+            elif self._call.cut_off is not None and fold.text_bytes > self._call.cut_off.bytes:
+                self.settle("cut_off")
+                self.cut = self._call.cut_off.error
         except Exception as error:  # noqa: BLE001 - nothing metering does may reach the caller's stream
             self._call.recorder.problem("stream", error)
         spilled = self._spilled() if self._framer.overflowed else b""
@@ -155,6 +161,7 @@ class BodyTap:
     """A JSON (or other) answer that the caller reads piece by piece: gathered, bounded, read at its end."""
 
     __slots__ = ("_call", "_keep", "_open", "_parts", "_size")
+    cut: ClassVar[None] = None
 
     def __init__(self, call: Call, *, keep: bool) -> None:
         self._call = call
@@ -279,6 +286,8 @@ class _SyncTee(_Tee):
             for data in self._inner:
                 if shown := take(data):
                     yield shown
+                if tap.cut is not None:
+                    raise tap.cut
             if shown := self._finish():
                 yield shown
         except GeneratorExit:  # let go of, often by the collector; `close` says so beforehand
@@ -302,6 +311,8 @@ class _AsyncTee(_Tee):
             async for data in self._inner:
                 if shown := take(data):
                     yield shown
+                if tap.cut is not None:
+                    raise tap.cut
             if shown := self._finish():
                 yield shown
         except GeneratorExit:  # let go of, often by the collector; `close` says so beforehand
