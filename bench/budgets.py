@@ -156,13 +156,12 @@ def kills(name: str, ledger: Ledger, wanted: int) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "bench.budgets_worker", "hold", ledger.url, budget, str(10**9), "16", folder]
         while done < wanted:
-            running = [
-                subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(min(4, wanted - done))
-            ]
+            many = min(4, wanted - done)
+            running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(many)]
             for each in running:
                 each.stdout.readline()  # type: ignore[union-attr]
             for each in running:
-                time.sleep(random.random() * 0.3)  # noqa: S311
+                time.sleep(random.random() * 0.3)
                 each.send_signal(signal.SIGKILL)
                 each.communicate()
             done += len(running)
@@ -184,8 +183,8 @@ def kills(name: str, ledger: Ledger, wanted: int) -> bool:
         not given_back and not stuck and not told_settled - settled
         and (counter.spent, counter.held, counter.lost) == (len(settled), 0, len(lost))
     )  # fmt: skip
-    print(f"{name:<11} {done} SIGKILLs, {len(sent)} sent: {len(settled)} settled, {len(lost)} lost ({len(unsure)} of them "
-          f"marked as sent and not seen to be), given back although sent {len(given_back)}, stuck {len(stuck)}, spent "
+    print(f"{name:<11} {done} SIGKILLs, {len(sent)} sent: {len(settled)} settled, {len(lost)} lost "
+          f"({len(unsure)} of them marked as sent and not seen to be), given back although sent {len(given_back)}, stuck {len(stuck)}, spent "
           f"{counter.spent} = settled {len(settled)}: {'fine' if fine else 'WRONG'}")  # fmt: skip
     return fine
 

@@ -71,7 +71,7 @@ def hold_until_killed(store: HoldStore, folder: Path, wanted: Part) -> None:
             continue
         store.mark_sent([id])
         os.write(log, f"sent {id}\n".encode())
-        time.sleep(random.random() * 0.004)  # noqa: S311 - the provider takes its time
+        time.sleep(random.random() * 0.004)
         store.settle(id, "settled", [1])
         os.write(log, f"settled {id}\n".encode())
 

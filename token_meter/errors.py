@@ -13,6 +13,7 @@ TokenMeterError
     InvalidPrices        price overrides or a price feed
     InvalidPlan          rate cards and plans
   InvalidBudget          a budget or a credit policy cannot be what it says
+  InvalidEndpoint        a webhook endpoint for notices cannot be what it says
   InvalidReport          what came to a webhook is no report of the destination's (also a ValueError)
   MissingExtra           an optional package is needed: says which (is also an ImportError)
   SinkError
@@ -125,6 +126,10 @@ class NotVerified(TokenMeterError):
 
 class InvalidBudget(TokenMeterError, ValueError):
     """A budget or a credit policy cannot be what it says; the message names the field and what to write."""
+
+
+class InvalidEndpoint(TokenMeterError, ValueError):
+    """A webhook endpoint for notices cannot be what it says, or there is none of this id."""
 
 
 class InvalidReport(TokenMeterError, ValueError):

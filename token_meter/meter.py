@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from token_meter.providers.patching import Undo
     from token_meter.reporter import Reporter
     from token_meter.sinks.base import Report
+    from token_meter.telling import Telling
 
     Moment = datetime | date | str | None
     Prices = str | os.PathLike[str] | Mapping[str, Any] | PriceBook | None
@@ -89,6 +90,7 @@ class Meter(Charging):
         self._estimates = self._made_estimates()
         mode = "test" if os.environ.get("TOKEN_METER_MODE") == "test" else "live"
         self._door = self._made_door(mode)
+        self._telling = self._made_telling(mode)
         self._recorder = CallRecorder(
             self._journal if self._journal is not None else _Nowhere(),
             owner=self,
@@ -98,7 +100,7 @@ class Meter(Charging):
             door=self._door,
         )
         if self._journal is not None:
-            tend = weakref.WeakMethod(self._recorder.tend)
+            tend = weakref.WeakMethod(self._tend)
             self._journal.on_maintain = lambda: (alive := tend()) and alive()
         self._recorder.allow_include_usage(*os.environ.get("TOKEN_METER_INCLUDE_USAGE_HOSTS", "").split(","))
         self._started = False
@@ -379,6 +381,17 @@ class Meter(Charging):
 
         return health_of(self._journal, self._reporter, self._recorder.counts)
 
+    def on_notice(self, callback: Callable[[Mapping[str, Any]], object], *kinds: str) -> None:
+        """Call `callback(notice)` with each notice that is new from now on, in a thread of its own.
+
+        `kinds` are names or patterns (`budget.*`); none: every kind. A notice has `kind`, `key` (the same however often
+        it is told), `customer`, `recorded` and a `document`: docs/notices.md. Raises NoLedger without a ledger.
+        """
+        if self._telling is None:
+            self.ledger  # noqa: B018 - says what is missing
+            return
+        self._telling.listen(callback, kinds)
+
     # ---- delivery and life cycle ----
 
     @property
@@ -409,6 +422,8 @@ class Meter(Charging):
             self._door.tend()
         if self._reporter is not None:
             self._reporter.close(max(0.0, deadline - time.monotonic()))
+        if self._telling is not None:
+            self._telling.close(max(0.5, deadline - time.monotonic()))
         if self._journal is not None:
             self._journal.close()
         for sink in self._sinks:
@@ -491,6 +506,29 @@ class Meter(Charging):
         from token_meter.budgets.door import Door
 
         return Door(ledger, self._rater.made, problem=self._journal.problem, mode=mode)
+
+    def _made_telling(self, mode: str) -> Telling | None:
+        ledger = next((sink.ledger for sink in self._sinks if hasattr(sink, "ledger")), None)
+        if ledger is None or self._journal is None:
+            return None
+        from token_meter.telling import Telling
+
+        health = weakref.WeakMethod(self.health)
+        journal = self._journal
+
+        def current() -> Health:
+            from token_meter.health import health_of
+
+            method = health()
+            return method() if method is not None else health_of(journal, None, {})
+
+        return Telling(ledger, current, problem=journal.problem, mode=mode)
+
+    def _tend(self) -> None:
+        """What the reporter's thread does besides delivering."""
+        self._recorder.tend()
+        if self._telling is not None and not self._closed:
+            self._telling.tend()
 
     def _made_estimates(self) -> Estimates | None:
         if self._journal is None:

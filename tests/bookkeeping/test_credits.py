@@ -217,7 +217,7 @@ def test_a_low_balance_is_noticed_once_until_the_next_grant(desk):
     with desk.ledger.reading() as (_, connection):
         found = read_notices(connection)
     assert [(each["kind"], each["customer"], each["document"]["pack"]) for each in found] == [
-        ("credit.recharge", "acme", "ten")
+        ("credit.recharge_due", "acme", "ten")
     ]
 
 

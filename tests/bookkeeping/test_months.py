@@ -419,7 +419,7 @@ def test_a_balance_that_is_gone_is_noticed_too(desk):
     desk.ledger.record([ten(1)])
 
     with desk.ledger.reading() as (_, connection):
-        assert [each["kind"] for each in read_notices(connection)] == ["credit.recharge"]
+        assert [each["kind"] for each in read_notices(connection)] == ["credit.recharge_due", "credit.depleted"]
     with pytest.raises(InvalidCredit, match="above 0"):
         desk.credits.recharge_at("acme", "-5", "ten")
 

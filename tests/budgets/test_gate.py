@@ -588,12 +588,12 @@ def test_an_async_stream_and_googles_are_cut_off_too(small):
     plain = {"model": "gemini-2.5-flash", "contents": "Hello"}
 
     async def read():
-        url = small.provider.url_with(events=300)
-        async with openai.AsyncOpenAI(api_key="k", base_url=f"{url}/v1") as made:
+        long = small.provider.url_with(events=300)
+        async with openai.AsyncOpenAI(api_key="k", base_url=f"{long}/v1") as made:
             with pytest.raises(BudgetExceeded):
                 async for _ in await small.meter.wrap(made).chat.completions.create(**PLAIN, stream=True):
                     pass
-        client = small.meter.wrap(genai.Client(api_key="k", http_options={"base_url": url}))
+        client = small.meter.wrap(genai.Client(api_key="k", http_options={"base_url": long}))
         with pytest.raises(BudgetExceeded):
             async for _ in await client.aio.models.generate_content_stream(**plain):
                 pass

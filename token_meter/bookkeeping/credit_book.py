@@ -239,7 +239,7 @@ class CreditBook:
     # Recharging
 
     def recharge_at(self, customer: str, threshold: Decimal | str, pack: str, *, mode: str = "live") -> None:
-        """Write a notice `credit.recharge` when the balance falls below the threshold, once until the next grant.
+        """Write a notice `credit.recharge_due` when the balance falls below the threshold, once until the next grant.
 
         Your payment system acts on it: charge the customer under the notice's key, then `buy(..., id=key)`.
         """

@@ -29,13 +29,13 @@ from token_meter.billing.credit import (
 )
 from token_meter.billing.plans import Period, Plan
 from token_meter.bookkeeping.credit_rows import insert_grant, post, read_grants
-from token_meter.bookkeeping.notice_rows import note_recharge
+from token_meter.bookkeeping.notice_rows import CreditRules, note_credit
 from token_meter.ledger.ratings import Read, read_ratings
 from token_meter.ledger.rows import EPOCH, HOUR, MICROSECOND, Measure
 from token_meter.ledger.store import Store
 from token_meter.ledger.tables import EVENTS, SERIES_COLUMNS, UNITS, grants
 from token_meter.ledger.text import from_stored
-from token_meter.money import EXACT, ZERO, product
+from token_meter.money import EXACT, ZERO, product, total
 
 _CUSTOMER: Final = SERIES_COLUMNS.index("customer")
 _MODE: Final = SERIES_COLUMNS.index("mode")
@@ -68,6 +68,7 @@ class Drawing:
         self._grants_recur = bool(recurring)
         self._rates: dict[int, Read] = {}
         self._fresh: dict[int, Read] = {}
+        self._rules: CreditRules | None = None
         self._granted: set[str] = set()
 
     def follow(
@@ -77,7 +78,7 @@ class Drawing:
         granted = self._grant_recurring(store, connection, measures) if self._grants_recur else {}
         holders = self._holders.union(granted.values())
         concerned = [(each, sign * each.sign) for each, sign in measures if _who(each) in holders]
-        self._fresh = {}
+        self._fresh, self._rules = {}, None
         rates = self.rates(connection, {number for each, _ in concerned for number in each.rating.values()})
         self._follow(store, connection, concerned, rates)
 
@@ -139,7 +140,16 @@ class Drawing:
                 reason="usage",
             )  # fmt: skip
         # Also where nothing could be drawn: what was left may have expired.
-        note_recharge(store, connection, mode, customer, currency)
+        left = [
+            replace(
+                each,
+                remaining=EXACT.subtract(each.remaining, total(part for grant, part in parts if grant.id == each.id)),
+            )
+            for each in mine
+        ]
+        if self._rules is None:
+            self._rules = CreditRules.read(connection)
+        note_credit(store, connection, self._rules, left, mode=mode, customer=customer, currency=currency)
 
     def _grant_recurring(
         self, store: Store, connection: Connection, measures: Sequence[tuple[Measure, int]]

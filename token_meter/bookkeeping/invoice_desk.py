@@ -36,6 +36,7 @@ from token_meter.bookkeeping.invoice_rows import (
     sealed,
     shown_buyer,
 )
+from token_meter.bookkeeping.notice_rows import note_invoice
 from token_meter.bookkeeping.page import Page
 from token_meter.bookkeeping.plan_book import read_catalogue
 from token_meter.bookkeeping.segments import Billing, billings, has_fixed_charges, segments_of, terms_text
@@ -199,6 +200,9 @@ class InvoiceDesk:
             return
         self._numbers.write()
         self._connection.execute(invoices.insert(), self._rows)
+        for row in self._rows:
+            if row["kind"] == "invoice":
+                note_invoice(self._store, self._connection, row)
         self._rows = []
         self._connection.execute(state.update().where(state.c.closed < self._closed).values(closed=self._closed))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, func, select
 
@@ -19,6 +19,11 @@ from token_meter.ledger.text import from_stored, to_stored
 from token_meter.money import ZERO, decimal_of, plain, total
 
 DEPLETED: Final = "credit.depleted"
+LOW: Final = "credit.low"
+RECHARGE_DUE: Final = "credit.recharge_due"
+POLICIES: Final = "budget_policies"
+"""The setting with credit policies, and what happens when the store of holds does not answer."""
+
 RECHARGE: Final = "credit_recharge"
 """The setting with the rules, by mode and customer."""
 
@@ -44,55 +49,124 @@ def write_notice(
 def read_notices(connection: Connection, after: int = 0) -> list[dict[str, Any]]:
     """Notices behind a number, oldest first."""
     query = select(notices).where(notices.c.number > after).order_by(notices.c.number)
-    return [
-        {
-            "number": row.number,
-            "kind": row.kind,
-            "key": row.key,
-            "mode": row.mode,
-            "customer": None if row.customer is None else from_stored(row.customer),
-            "recorded": (EPOCH + MICROSECOND * row.recorded).isoformat(timespec="seconds"),
-            "document": json.loads(row.document),
-        }
-        for row in connection.execute(query)
-    ]
+    return [notice_of(row) for row in connection.execute(query)]
 
 
-def note_recharge(store: Store, connection: Connection, mode: str, customer: str, currency: str) -> None:
-    """A customer whose balance fell below the threshold of their rule should be charged for more credit."""
-    rules = read_setting(connection, RECHARGE) or {}
-    rule = rules.get(f"{mode}/{customer}")
-    if rule is None or rule["currency"] != currency:
-        return
-    mine = read_grants(connection, mode, customer)
+def notice_of(row: Any) -> dict[str, Any]:
+    """A row as a notice."""
+    return {
+        "number": row.number,
+        "kind": row.kind,
+        "key": row.key,
+        "mode": row.mode,
+        "customer": None if row.customer is None else from_stored(row.customer),
+        "recorded": (EPOCH + MICROSECOND * row.recorded).isoformat(timespec="seconds"),
+        "document": json.loads(row.document),
+    }
+
+
+def last_notice(connection: Connection) -> int:
+    """The number of the newest notice; 0 if there is none."""
+    return connection.execute(select(func.max(notices.c.number))).scalar() or 0
+
+
+class CreditRules(NamedTuple):
+    """When somebody should be told of a customer's credit: recharge rules by mode and customer, and credit policies."""
+
+    recharge: Mapping[str, Any]
+    policies: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, connection: Connection) -> CreditRules:
+        """What the ledger says now."""
+        return cls(
+            read_setting(connection, RECHARGE) or {}, (read_setting(connection, POLICIES) or {}).get("credit", ())
+        )
+
+    def policy(self, mode: str, customer: str, currency: str) -> Mapping[str, Any]:
+        """The policy for a customer's credit in a currency; empty: none."""
+        mine = [each for each in self.policies if each["mode"] == mode and each["currency"] == currency]
+        known = {each["customer"]: each for each in mine}
+        return known.get(customer) or known.get("*") or {}
+
+
+def note_credit(
+    store: Store, connection: Connection, rules: CreditRules, mine: Sequence[CreditGrant], *, mode: str, customer: str,
+    currency: str,
+) -> None:  # fmt: skip
+    """What should be known of a customer's credit after usage was drawn from it: that it is low, due to be recharged,
+    or used up. Each is told once for each level that the grants were at: a new grant makes another one possible.
+
+    `mine` are the grants with what they have left.
+    """
+    rule, policy = rules.recharge.get(f"{mode}/{customer}"), rules.policy(mode, customer, currency)
     left = balance_of(mine, currency)
-    if left >= decimal_of(rule["threshold"], "threshold"):
-        return
-    # One notice for each level that the grants were at: a new purchase makes another one possible.
+    document = {"customer": customer, "balance": plain(left), "currency": currency}
+    told: dict[str, Mapping[str, Any]] = {}
+    if rule is not None and rule["currency"] == currency and left < decimal_of(rule["threshold"], "threshold"):
+        told[RECHARGE_DUE] = rule
+    if policy.get("low") is not None and ZERO < left < decimal_of(policy["low"], "low"):
+        told[LOW] = {"low": policy["low"]}
+    if left <= ZERO:
+        told[DEPLETED] = _what_now(customer, blocks=policy.get("policy") == "block")
+    for kind, more in told.items():
+        _note_credit(store, connection, kind, mode, customer, currency, {**document, **more})
+
+
+def _what_now(customer: str, *, blocks: bool) -> dict[str, Any]:
+    if blocks:
+        said = (
+            f"calls are refused. To grant more: token-meter credits grant {customer} AMOUNT; to let them go on: "
+            f"token-meter credits policy {customer} overage"
+        )
+        return {"policy": "block", "what_now": said}
+    said = (
+        "calls go on, and what is beyond the credit is invoiced. To refuse them: token-meter credits policy "
+        f"{customer} block"
+    )
+    return {"policy": "overage", "what_now": said}
+
+
+def note_depleted(store: Store, connection: Connection, mode: str, customer: str, currency: str, message: str) -> bool:
+    """A customer's credit did not cover a call."""
+    left = plain(balance_of(read_grants(connection, mode, customer), currency))
+    document = {
+        "customer": customer, "currency": currency, "balance": left, "message": message,
+        **_what_now(customer, blocks=True),
+    }  # fmt: skip
+    return _note_credit(store, connection, DEPLETED, mode, customer, currency, document)
+
+
+def _note_credit(
+    store: Store,
+    connection: Connection,
+    kind: str,
+    mode: str,
+    customer: str,
+    currency: str,
+    document: Mapping[str, Any],
+) -> bool:
     last = connection.execute(
         select(func.max(grants.c.recorded)).where(grants.c.mode == mode, grants.c.customer == to_stored(customer))
     ).scalar()
-    document = {"customer": customer, "balance": plain(left), "currency": currency, **rule}
-    key = f"recharge|{mode}|{customer}|{last}"
-    write_notice(store, connection, "credit.recharge", key, document, mode=mode, customer=customer)
+    key = f"{kind}|{mode}|{customer}|{currency}|{last}"
+    return write_notice(store, connection, kind, key, document, mode=mode, customer=customer)
 
 
-def balance_of(mine: list[CreditGrant], currency: str) -> Any:
+def balance_of(mine: Sequence[CreditGrant], currency: str) -> Any:
     """What can be used now."""
     now = EPOCH + MICROSECOND * (time.time_ns() // 1000)
     return total([grant.remaining for grant in mine if grant.currency == currency and grant.usable_at(now)] or [ZERO])
 
 
-def note_depleted(store: Store, connection: Connection, mode: str, customer: str, currency: str, message: str) -> bool:
-    """A customer's credit did not cover a call: told once for each level that their grants were at."""
-    last = connection.execute(
-        select(func.max(grants.c.recorded)).where(grants.c.mode == mode, grants.c.customer == to_stored(customer))
-    ).scalar()
+def note_invoice(store: Store, connection: Connection, row: Mapping[str, Any]) -> None:
+    """An invoice is final: whoever collects the money can do so."""
     document = {
-        "customer": customer, "currency": currency, "message": message,
-        "balance": plain(balance_of(read_grants(connection, mode, customer), currency)),
-        "what_now": f"calls are refused. token-meter credits grant {customer} AMOUNT, or "
-        f"token-meter credits policy {customer} overage",
+        "customer": from_stored(row["customer"]), "number": row["number"], "due_amount": row["due_amount"],
+        "currency": row["currency"], "since": (EPOCH + MICROSECOND * row["start"]).isoformat(),
+        "until": (EPOCH + MICROSECOND * row["stop"]).isoformat(),
     }  # fmt: skip
-    key = f"{DEPLETED}|{mode}|{customer}|{currency}|{last}"
-    return write_notice(store, connection, DEPLETED, key, document, mode=mode, customer=customer)
+    write_notice(
+        store, connection, "invoice.finalized", f"invoice.finalized|{row['mode']}|{row['number']}", document,
+        mode=row["mode"], customer=document["customer"],
+    )  # fmt: skip

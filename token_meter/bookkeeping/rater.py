@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
@@ -20,8 +21,9 @@ from token_meter.bookkeeping.shipped_books import Shelf
 from token_meter.budgets.following import Following
 from token_meter.event import MeterEvent
 from token_meter.ledger.rater import Rating
-from token_meter.ledger.rows import Measure
+from token_meter.ledger.rows import EPOCH, Measure
 from token_meter.ledger.store import Store
+from token_meter.ledger.tables import SERIES_COLUMNS
 from token_meter.prices.book import PriceBook
 from token_meter.prices.overrides import Overrides
 from token_meter.prices.price import Price
@@ -34,6 +36,9 @@ OVERRIDES: Final = "price_overrides"
 """The setting with the operator's own prices, as the ledger knows them."""
 
 UNKNOWN: Final = "price.unknown"
+UNATTRIBUTED: Final = "events.unattributed"
+_MODE: Final = SERIES_COLUMNS.index("mode")
+_CUSTOMER: Final = SERIES_COLUMNS.index("customer")
 
 _log: Final = logging.getLogger("token_meter")
 
@@ -55,6 +60,7 @@ class LedgerRater:
         self._base: PriceBook | None = prices if isinstance(prices, PriceBook) else None
         self._remembered: str | None = None
         self._told: set[str] = set()
+        self._unattributed: set[tuple[str, str]] = set()
         self._books: Shelf | None = None
         self._events: EventRater | None = None
         self._drawing: Drawing | None = None
@@ -144,8 +150,17 @@ class LedgerRater:
         missing = [each for each in self._events.missing.values() if each.key not in self._told]
         new = [each for each in missing if self._write_notice(store, connection, each)]
 
+        days = _unattributed(measures) - self._unattributed
+        for mode, day in days:
+            document = {
+                "day": day,
+                "what_now": "put calls in `with meter.customer(...)`: usage nobody has is not billed",
+            }
+            write_notice(store, connection, UNATTRIBUTED, f"{UNATTRIBUTED}|{mode}|{day}", document, mode=mode)
+
         def remember() -> None:
             followed()
+            self._unattributed.update(days)
             if self._own is not None:
                 self._remembered = self._own.version
             self._told.update(each.key for each in missing)
@@ -166,6 +181,16 @@ class LedgerRater:
         """The price book by which this ledger's events are rated."""
         with ledger.reading() as (_, connection):
             return self._book(connection)
+
+
+def _unattributed(measures: Sequence[tuple[Measure, int]]) -> set[tuple[str, str]]:
+    """The modes and days of new usage that has no customer."""
+    found = {
+        (str(each.series[_MODE]), each.hour // 24)
+        for each, sign in measures
+        if sign > 0 and each.id and not each.series[_CUSTOMER]
+    }
+    return {(mode, f"{EPOCH + timedelta(days=day):%Y-%m-%d}") for mode, day in found}
 
 
 def rate_pending(ledger: Ledger, progress: Any = None) -> int:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, select
 
 from token_meter.bookkeeping.credit_rows import read_grants
 from token_meter.bookkeeping.customers import enter
-from token_meter.bookkeeping.notice_rows import balance_of
+from token_meter.bookkeeping.notice_rows import POLICIES, balance_of
 from token_meter.bookkeeping.plan_book import read_catalogue
 from token_meter.bookkeeping.settings import write_setting
 from token_meter.budgets.amounts import taken
@@ -22,7 +22,7 @@ from token_meter.budgets.budget import EACH, Budget
 from token_meter.budgets.hold import CREDIT, CREDIT_DECIMALS, Held, Part, Request, read_parts, subject_of
 from token_meter.budgets.policy import CreditPolicy, Policies, Unreachable
 from token_meter.budgets.rows import make_counters
-from token_meter.budgets.snapshot import POLICIES, Snapshot, read_snapshot, span_of
+from token_meter.budgets.snapshot import Snapshot, read_snapshot, span_of
 from token_meter.budgets.stores import holds_of
 from token_meter.budgets.window import BUCKETS, ROLLING
 from token_meter.errors import InvalidBudget

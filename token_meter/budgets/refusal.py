@@ -69,8 +69,8 @@ def no_credit(customer: str, policy: CreditPolicy, part: Part, verdict: Verdict)
     return BudgetExceeded(
         f"the prepaid credit of {customer} does not cover this call: it may take {plain(needed)} {policy.currency}, "
         f"and {plain(max(left, ZERO))} is left ({plain(balance)} less {plain(pending)} used just now and {plain(held)} "
-        f"held by calls under way). Grant more with `token-meter credits grant {customer} AMOUNT`, or let it run on with "
-        f"`token-meter credits policy {customer} overage`",
+        f"held by calls under way). Grant more with `token-meter credits grant {customer} AMOUNT`, or let it run "
+        f"on with `token-meter credits policy {customer} overage`",
         budget="credit", scope=f"customer={customer}", unit=policy.currency, limit=balance, spent=pending, held=held,
         needed=needed,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from datetime import timedelta
 from sqlalchemy import Connection, select
 
 from token_meter.billing.catalogue import Catalogue
+from token_meter.bookkeeping.notice_rows import POLICIES
 from token_meter.bookkeeping.settings import read_setting
 from token_meter.budgets.budget import Budget
 from token_meter.budgets.hold import Generation
@@ -18,9 +19,6 @@ from token_meter.budgets.window import Span
 from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.ledger.tables import budgets, customers, state
 from token_meter.ledger.text import from_stored
-
-POLICIES: str = "budget_policies"
-"""The setting with credit policies, and what happens when the store does not answer."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def set_budget(
     journal: options.JournalOption = None,
     json: options.JsonOption = False,
 ) -> None:
-    """Limit what may be spent. A budget of the same scope, window and measure is changed; it counts at the next call."""
+    """Limit what may be spent. One of the same scope, window and measure is changed; it counts at the next call."""
     from token_meter.budgets.budget import THRESHOLDS, Budget
     from token_meter.budgets.desk import BudgetDesk
 
@@ -324,8 +324,9 @@ def _hold_row(hold: Held, budgets: dict[str, Any]) -> dict[str, Any]:
         budgets[part.budget].shown(part.amount) if part.budget in budgets else f"{part.amount} of {part.budget}"
         for part in hold.parts
     ]
+    since = datetime.fromtimestamp(hold.created // 1_000_000, UTC)
     return {
-        "id": hold.id, "state": hold.state, "since": f"{datetime.fromtimestamp(hold.created / 1e6, UTC):%m-%d %H:%M:%S}",
+        "id": hold.id, "state": hold.state, "since": f"{since:%m-%d %H:%M:%S}",
         "customer": hold.caller.get("customer"), "model": hold.caller.get("model"), "held": ", ".join(held),
         "process": hold.caller.get("process"),
     }  # fmt: skip

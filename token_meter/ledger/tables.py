@@ -394,6 +394,34 @@ holds: Final = Table(
 )
 # No index: the rows are those of calls under way and of the last moments, and an index would cost every hold.
 
+endpoints: Final = Table(
+    PREFIX + "endpoints",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("secrets", Text, nullable=False, comment="JSON: each with until when it still signs"),
+    Column("kinds", Text, nullable=False, comment="JSON: patterns; empty: every kind"),
+    Column("private", Integer, nullable=False, comment="1: private addresses are allowed"),
+    Column("began", BigInteger, nullable=False, comment="the number of the last notice before it"),
+    Column("created", BigInteger, nullable=False),
+    Column("failing", BigInteger, comment="since when nothing has reached it"),
+    Column("disabled", BigInteger, comment="since when nothing is sent to it any more"),
+    Column("reason", Text, comment="why, or what it answered last"),
+)
+
+deliveries: Final = Table(
+    PREFIX + "deliveries",
+    metadata,
+    Column("endpoint", _Id, primary_key=True),
+    Column("notice", BigInteger, primary_key=True, autoincrement=False),
+    Column("state", Text, nullable=False, comment="waiting, done or failed"),
+    Column("attempts", Integer, nullable=False),
+    Column("next", BigInteger, nullable=False, comment="when it is tried, or when whoever tries it has to be done"),
+    Column("answer", Text, comment="what the endpoint said last"),
+    Column("changed", BigInteger, nullable=False),
+)
+Index(PREFIX + "deliveries_next", deliveries.c.state, deliveries.c.next)
+
 customers: Final = Table(
     PREFIX + "customers",
     metadata,

@@ -62,6 +62,32 @@ def upgrade() -> None:
         sa.Column("who", sa.Text, nullable=False, comment="JSON, for people"),
         sqlite_with_rowid=False,
     )
+    op.create_table(
+        "token_meter_endpoints",
+        sa.Column("id", _ID, primary_key=True),
+        sa.Column("url", sa.Text, nullable=False),
+        sa.Column("secrets", sa.Text, nullable=False, comment="JSON: each with until when it still signs"),
+        sa.Column("kinds", sa.Text, nullable=False, comment="JSON: patterns; empty: every kind"),
+        sa.Column("private", sa.Integer, nullable=False, comment="1: private addresses are allowed"),
+        sa.Column("began", sa.BigInteger, nullable=False, comment="the number of the last notice before it"),
+        sa.Column("created", sa.BigInteger, nullable=False),
+        sa.Column("failing", sa.BigInteger, comment="since when nothing has reached it"),
+        sa.Column("disabled", sa.BigInteger, comment="since when nothing is sent to it any more"),
+        sa.Column("reason", sa.Text, comment="why, or what it answered last"),
+    )
+    op.create_table(
+        "token_meter_deliveries",
+        sa.Column("endpoint", _ID, primary_key=True),
+        sa.Column("notice", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("state", sa.Text, nullable=False, comment="waiting, done or failed"),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column(
+            "next", sa.BigInteger, nullable=False, comment="when it is tried, or when whoever tries it has to be done"
+        ),
+        sa.Column("answer", sa.Text, comment="what the endpoint said last"),
+        sa.Column("changed", sa.BigInteger, nullable=False),
+    )
+    op.create_index("token_meter_deliveries_next", "token_meter_deliveries", ["state", "next"])
     if op.get_bind().dialect.name == "postgresql":
         for statement in (_PATTERN, _BALANCE, _SETTLED_PARTS, _HOLD, _SETTLE, _CHARGE):
             op.get_bind().exec_driver_sql(statement)
