@@ -183,9 +183,11 @@ def kills(name: str, ledger: Ledger, wanted: int) -> bool:
         not given_back and not stuck and not told_settled - settled
         and (counter.spent, counter.held, counter.lost) == (len(settled), 0, len(lost))
     )  # fmt: skip
-    print(f"{name:<11} {done} SIGKILLs, {len(sent)} sent: {len(settled)} settled, {len(lost)} lost "
-          f"({len(unsure)} of them marked as sent and not seen to be), given back although sent {len(given_back)}, stuck {len(stuck)}, spent "
-          f"{counter.spent} = settled {len(settled)}: {'fine' if fine else 'WRONG'}")  # fmt: skip
+    print(
+        f"{name:<11} {done} SIGKILLs, {len(sent)} sent: {len(settled)} settled, {len(lost)} lost "
+        f"({len(unsure)} of them marked as sent and not seen to be), given back although sent {len(given_back)}, "
+        f"stuck {len(stuck)}, spent {counter.spent} = settled {len(settled)}: {'fine' if fine else 'WRONG'}"
+    )
     return fine
 
 

@@ -191,8 +191,7 @@ def test_meter() -> None:
                 "**filters: Any",
                 "-> list[UsageRow]",
             ],
-            "health": ["self", "-> Health"],
-            "journal_folder": ["property"],
+            "health": ["self", "-> Health"], 'on_notice': ['self', 'callback: Callable[[Mapping[str, Any]], object]', '*kinds: str', '-> None'], "journal_folder": ["property"],
             "flush": ["self", "timeout: float | None = 10.0", "-> bool"],
             "close": ["self", "timeout: float = 5.0", "-> None"],
         }
@@ -515,8 +514,7 @@ def test_errors() -> None:
             "    InvalidPlan",
             "  InvalidInvoice (ValueError)",
             "  InvalidCredit (ValueError)",
-            "  NotVerified",
-            "  InvalidReport (ValueError)",
+            "  NotVerified", '  InvalidBudget (ValueError)', '  InvalidEndpoint (ValueError)', "  InvalidReport (ValueError)",
             "  MissingExtra (ImportError)",
             "  SinkError",
             "    Retry",
@@ -594,8 +592,7 @@ def test_ledger() -> None:
             "summary": ["self", "-> LedgerSummary"],
             "conflicts": ["self", "limit: int = 100", "-> list[Conflict]"],
             "reading": ["self", "-> Iterator[tuple[Store, Connection]]"],
-            "writing": ["self", "-> Iterator[tuple[Store, Connection]]"],
-            "closing": ["self", "-> Iterator[tuple[Store, Connection]]"],
+            "writing": ["self", "-> Iterator[tuple[Store, Connection]]"], 'quickly': ['self', 'action: Callable[[Any], Result]', '-> Result'], "closing": ["self", "-> Iterator[tuple[Store, Connection]]"],
             "close": ["self", "-> None"],
         }
     )
@@ -779,8 +776,7 @@ def test_charging() -> None:
             ],
             "plans": ["property"],
             "invoices": ["property"],
-            "credits": ["property"],
-            "credit": [
+            "credits": ["property"], 'budgets': ['property'], 'budget': ['self', 'customer: str | None', 'limit: Decimal | str | int', '*', 'per: str = month', 'of: Literal[charge, cost, tokens, requests] = charge', 'enforce: Literal[strict, bounded, soft] = bounded', 'currency: str = USD', 'time_zone: str = UTC', 'scope: Mapping[str, str] | None = None', 'unpriced: Literal[block, dearest, allow] = block', 'cut_off: bool = False', 'name: str = ', '-> Budget'], "credit": [
                 "self",
                 "customer: str",
                 "amount: Decimal | str | int",
@@ -817,13 +813,11 @@ def test_charging() -> None:
 
 def test_command_line() -> None:
     assert sorted(every_command()) == snapshot(
-        [
-            "credits buy",
+        ['budgets holds', 'budgets list', 'budgets remove', 'budgets reset', 'budgets set', 'budgets show', 'budgets unreachable', 'budgets watch', 'credits balance', "credits buy",
             "credits expire",
             "credits grant",
             "credits journal",
-            "credits list",
-            "credits recharge",
+            "credits list", 'credits policy', "credits recharge",
             "credits refund",
             "credits void",
             "customers export",
@@ -860,9 +854,7 @@ def test_command_line() -> None:
             "invoice seller",
             "invoice show",
             "invoice verify",
-            "invoice void",
-            "notices list",
-            "plans apply",
+            "invoice void", 'notices add', 'notices deliver', 'notices enable', 'notices endpoints', "notices list", 'notices remove', 'notices replay', 'notices rotate', 'notices test', "plans apply",
             "plans cancel",
             "plans default",
             "plans estimated",

@@ -91,7 +91,7 @@ class Schedule(RuleBasedStateMachine):
     def everything_is_accounted_for(self):
         for part in (*self.parts("a", 0), *self.parts("b", 0)):
             mine = part.key[:2]
-            spent, held, lost = self.store.used(part)
+            _, held, lost = self.store.used(part)
             flying = [amount for parts, amount in self.held.values() if any(each.key[:2] == mine for each in parts)]
             assert held + lost == sum(flying)
             assert held >= 0 and lost >= 0

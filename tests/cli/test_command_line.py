@@ -38,7 +38,10 @@ def test_the_commands_are_those_that_are_documented() -> None:
         "credits void",
         "credits expire", "credits journal", "credits recharge", "invoice show", "invoice run", "invoice finalise",
         "invoice list", "invoice void", "invoice pay", "invoice credit-note", "invoice verify", "invoice export",
-        "invoice accrual", "invoice seller", "notices list", "deliver status", "deliver run", "deliver check",
+        "invoice accrual", "invoice seller", "budgets set", "budgets list", "budgets show", "budgets reset",
+        "budgets remove", "budgets holds", "budgets watch", "budgets unreachable", "credits balance", "credits policy",
+        "notices list", "notices endpoints", "notices add", "notices remove", "notices rotate", "notices enable",
+        "notices replay", "notices test", "notices deliver", "deliver status", "deliver run", "deliver check",
         "deliver retry", "deliver forget", "deliver quarantine list", "deliver quarantine release",
         "deliver quarantine discard", "deliver quarantine drop", "reconcile sink",
     }  # fmt: skip

@@ -23,6 +23,9 @@ MEASURES: Final = ("charge", "cost", "tokens", "requests")
 """What a budget counts: what we charge, what the provider charges us (USD), tokens, or calls."""
 
 ENFORCEMENTS: Final = ("strict", "bounded", "soft")
+HARD: Final[Mapping[Any, str]] = {"hard": "strict"}
+"""What people call them besides."""
+
 UNPRICED: Final = ("block", "dearest", "allow")
 """What happens to a call of a model without a price: refused, held at the provider's dearest price, or let pass."""
 
@@ -87,6 +90,8 @@ class Budget:
             thresholds = tuple(sorted({int(each) for each in given.get("thresholds", THRESHOLDS)}))
             zone = str(given.get("time_zone") or "UTC")
             ZoneInfo(zone)
+            enforce = _one_of(HARD.get(given.get("enforce"), given.get("enforce", "bounded")), ENFORCEMENTS, "enforce")
+            unpriced = _one_of(given.get("unpriced", "block"), UNPRICED, "unpriced")
         except ZoneInfoNotFoundError:
             raise InvalidBudget(f"there is no time zone {zone!r}: write one like Europe/Berlin") from None
         except (ValueError, TypeError) as problem:
@@ -103,8 +108,7 @@ class Budget:
             raise InvalidBudget("a window of the plan's period needs a customer in the scope (customer=* for each)")
         return cls(
             scope=scope, limit=limit, measure=measure, currency=currency, window=window, time_zone=zone,
-            enforce=_one_of(given.get("enforce", "bounded"), ENFORCEMENTS, "enforce"),
-            unpriced=_one_of(given.get("unpriced", "block"), UNPRICED, "unpriced"),
+            enforce=enforce, unpriced=unpriced,
             cut_off=bool(given.get("cut_off")), thresholds=thresholds,
             mode=str(given.get("mode") or "live"), name=str(given.get("name") or "")[:200],
         )  # fmt: skip
@@ -136,7 +140,7 @@ class Budget:
 
     def amount(self, parts: int) -> Decimal:
         """What so many of the smallest parts are."""
-        return EXACT.scaleb(Decimal(parts), -self.decimals)
+        return Decimal(plain(EXACT.scaleb(Decimal(parts), -self.decimals)))
 
     def shown(self, parts: int) -> str:
         """An amount for people: `12.5 USD`, `3,000 tokens`."""

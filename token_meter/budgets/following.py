@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, tuple_
 
 from token_meter.billing.catalogue import Catalogue
 from token_meter.budgets.amounts import taken
 from token_meter.budgets.budget import concerning
-from token_meter.budgets.crossing import tell_crossings
+from token_meter.budgets.crossing import crossed, tell_crossings
 from token_meter.budgets.hold import Part, read_parts
 from token_meter.budgets.holding import Key
 from token_meter.budgets.rows import add_to_counters
@@ -31,6 +31,7 @@ from token_meter.ledger.text import from_stored
 _FACTS: Final = ("customer", "provider", "publisher", "model", "operation")
 _PLACES: Final = {name: SERIES_COLUMNS.index(name) for name in (*_FACTS, "status", "meter", "mode")}
 _IDS_MAX: Final = 500
+_KEYS_MAX: Final = 100
 
 Delta = tuple[int, int, int]
 """spent, held, lost"""
@@ -53,9 +54,9 @@ class Following:
         """Count what these measures add (+1) or take away (-1). `learn` reads ratings by their numbers."""
         if connection.execute(select(state.c.budgets)).scalar() != self._snapshot.generation[0]:
             self._snapshot = read_snapshot(connection)
-        found = _holds_of(connection, {each.id for each, _ in measures if each.id})
-        if not found and self._snapshot.is_idle:
+        if self._snapshot.is_idle and connection.execute(select(holds.c.id).limit(1)).first() is None:
             return
+        found = _holds_of(connection, {each.id for each, _ in measures if each.id})
         numbers = {number for each, _ in measures for number in each.rating.values() if number}
         rates = learn(numbers) if any(each.is_money for each in self._snapshot.in_force) else {}
         deltas: dict[Key, Delta] = {}
@@ -114,7 +115,7 @@ class Following:
         deltas: Mapping[Key, Delta],
         buckets: Mapping[Key, int],
     ) -> None:
-        there = _there(connection, deltas)
+        there = _there(connection, deltas)  # with what is spent and was told before
         add_to_counters(connection, [(key, delta) for key, delta in deltas.items() if key in there])
         wanted = {key: some for key, some in buckets.items() if some and (key[0], key[1], ROLLING) in there}
         rows = [
@@ -124,8 +125,15 @@ class Following:
         ]  # fmt: skip
         store.insert_missing(connection, spend, rows)
         add_to_counters(connection, [(key, (some, 0, 0)) for key, some in wanted.items()])
-        spent = [key for key, delta in deltas.items() if delta[0] and key in there]
-        tell_crossings(store, connection, self._snapshot, spent)
+        crossing = [
+            key
+            for key, (more, _, _) in deltas.items()
+            if more > 0
+            and key in there
+            and (budget := self._snapshot.budgets.get(key[0])) is not None
+            and crossed(budget, there[key][0] + more, there[key][1])
+        ]
+        tell_crossings(store, connection, self._snapshot, crossing)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -154,13 +162,16 @@ def _holds_of(connection: Connection, ids: set[str]) -> dict[str, Held]:
     return found
 
 
-def _there(connection: Connection, keys: Mapping[Key, Delta]) -> set[Key]:
-    """Which of these counters exist, locked in the order in which holds lock them."""
-    found: set[Key] = set()
-    for key in sorted(keys):
-        mine = (spend.c.budget == key[0]) & (spend.c.subject == key[1]) & (spend.c.start == key[2])
-        if connection.execute(select(spend.c.start).where(mine).with_for_update()).first() is not None:
-            found.add(key)
+def _there(connection: Connection, keys: Mapping[Key, Delta]) -> dict[Key, tuple[int, int]]:
+    """Which of these counters exist, locked in the order in which holds lock them: what is spent, and was told."""
+    found: dict[Key, tuple[int, int]] = {}
+    wanted = sorted(keys)
+    place = tuple_(spend.c.budget, spend.c.subject, spend.c.start)
+    query = select(spend.c.budget, spend.c.subject, spend.c.start, spend.c.spent, spend.c.noted)
+    for at in range(0, len(wanted), _KEYS_MAX):
+        mine = query.where(place.in_(wanted[at : at + _KEYS_MAX]))
+        ordered = mine.order_by(spend.c.budget, spend.c.subject, spend.c.start).with_for_update()
+        found.update(((row[0], row[1], row[2]), (row[3], row[4])) for row in connection.execute(ordered))
     return found
 
 

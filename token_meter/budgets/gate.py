@@ -119,6 +119,7 @@ class Gate:
         self._rates: Rates | None = None
         self._down_until = 0.0
         self._sweep_at = 0.0
+        self._look_at = 0.0
         self._told: set[Key] = set()
         self._begin()
         tell_after_fork(self)
@@ -138,7 +139,7 @@ class Gate:
         """Whether a call of this customer may have to be held. Cheap; said too often rather than too seldom."""
         snapshot = self._snapshot
         if snapshot is None or snapshot.is_idle:
-            return snapshot is not None
+            return snapshot is None
         if (self._mode, customer or "") in snapshot.paused:
             return True
         if snapshot.policies.of(self._mode, customer).policy == "block":
@@ -339,6 +340,9 @@ class Gate:
         self._do_chores()
         if time.monotonic() < self._down_until:
             return
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_SECONDS
         try:
             self.look()
             if not self.is_idle and time.monotonic() >= self._sweep_at:

@@ -62,7 +62,7 @@ def no_price(budget: str, scope: str, model: str | None, provider: str) -> Budge
 def no_credit(customer: str, policy: CreditPolicy, part: Part, verdict: Verdict) -> BudgetExceeded:
     """A customer's prepaid credit does not cover the call."""
     needed, balance, pending, held = (
-        EXACT.scaleb(Decimal(each), -CREDIT_DECIMALS)
+        Decimal(plain(EXACT.scaleb(Decimal(each), -CREDIT_DECIMALS)))
         for each in (part.amount, verdict.limit, verdict.spent, verdict.held + verdict.lost)
     )
     left = EXACT.subtract(balance, total([pending, held]))

@@ -34,6 +34,9 @@ WAITS_SECONDS: Final = (5, 30, 120, 600, 3_600, 3 * 3_600, 6 * 3_600, 12 * 3_600
 DISABLE_SECONDS: Final = 5 * 86_400
 """An endpoint that nothing has reached for so long is disabled."""
 
+LOUD_AFTER: Final = 3
+"""So many failures of one notice are worth a warning."""
+
 CLAIM_SECONDS: Final = 60
 CLAIMED_MAX: Final = 20
 FANNED_OUT_MAX: Final = 500
@@ -131,7 +134,7 @@ class Postman:
                 "next": now + int((wait or 0) * 1_000_000), "changed": now,
             }  # fmt: skip
             connection.execute(deliveries.update().where(mine).values(values))
-            self._note_failure(store, connection, endpoint, answer, said, now)
+            self._note_failure(store, connection, claimed, answer, said, now)
         if wait is None:
             log.error("token_meter: notice %s was given up for %s: %s", claimed.notice["key"], endpoint.url, said)
 
@@ -143,8 +146,9 @@ class Postman:
         return max(WAITS_SECONDS[attempts] * jitter, answer.retry_after or 0.0)
 
     def _note_failure(
-        self, store: Store, connection: Connection, endpoint: Endpoint, answer: Answered, said: str, now: int
+        self, store: Store, connection: Connection, claimed: Claimed, answer: Answered, said: str, now: int
     ) -> None:
+        endpoint = claimed.endpoint
         where = endpoints.c.id == endpoint.id
         since = connection.execute(select(endpoints.c.failing).where(where)).scalar()
         values: dict[str, Any] = {"failing": since or now, "reason": said}
@@ -158,7 +162,7 @@ class Postman:
             }  # fmt: skip
             write_notice(store, connection, DISABLED, f"{DISABLED}|{endpoint.id}|{now}", document)
             log.error("token_meter: webhook %s is disabled: %s (%s)", endpoint.url, why, said)
-        elif since is None:
+        elif claimed.attempts + 1 == LOUD_AFTER:
             log.warning("token_meter: webhook %s does not take notices: %s. Tried again for days", endpoint.url, said)
         connection.execute(endpoints.update().where(where).values(values))
 

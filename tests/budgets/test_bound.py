@@ -1,0 +1,168 @@
+"""What a request may take, read out of it before it is sent: three dialects, the worst case and the likely one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from token_meter.budgets.bound import OPAQUE_UNLEARNED, OUTPUT_UNLEARNED, Bound, Unbounded, likely, worst
+from token_meter.budgets.learned import ENOUGH, SAMPLES_MAX, Learned, Observed, Sample
+from token_meter.providers.anthropic import ask_message
+from token_meter.providers.asking import NODES_MAX, Ask, measured
+from token_meter.providers.google import ask_generation
+from token_meter.providers.openai_asks import ask_chat, ask_completion, ask_embedding, ask_response
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
+
+def test_chat_names_its_maximum_and_its_choices():
+    ask = ask_chat({"model": "m", "messages": MESSAGES, "max_completion_tokens": 30, "max_tokens": 20, "n": 3})
+
+    assert (ask.output_max, ask.choices, ask.thinks, ask.opaque) == (20, 3, False, ())
+    assert worst(ask, 1000) == Bound(ask.size, 60, {})
+
+
+@pytest.mark.parametrize(
+    ("ask", "opaque"),
+    [
+        (ask_chat({"messages": [{"content": [{"type": "image_url", "image_url": {"url": "https://x"}}]}]}), "image_url"),
+        (ask_response({"input": "Hello", "previous_response_id": "resp_1"}), "previous_response_id"),
+        (ask_response({"input": "Hello", "conversation": "conv_1"}), "conversation"),
+        (ask_response({"input": [{"type": "input_file", "file_id": "file_1"}]}), "file_id"),
+        (ask_response({"prompt": {"id": "pmpt_1"}}), "prompt"),
+        (ask_message({"messages": [{"content": [{"type": "document", "source": {"type": "file", "file_id": "f"}}]}],
+                      "max_tokens": 1}), "file_id"),
+        (ask_message({"messages": [{"content": [{"type": "image", "source": {"type": "url", "url": "u"}}]}],
+                      "max_tokens": 1}), "a file by its address"),
+        (ask_generation({"contents": [{"parts": [{"fileData": {"fileUri": "gs://x"}}]}]}), "fileData"),
+        (ask_generation({"contents": [], "cachedContent": "cachedContents/1"}), "cachedContent"),
+        (ask_chat({"messages": [{"content": b"\xff\xd8"}]}), "inline file"),
+    ],
+)  # fmt: skip
+def test_what_nobody_can_know_counts_as_the_context_window(ask, opaque):
+    assert opaque in ask.opaque
+    bound = worst(ask._replace(output_max=10), 1000)
+    assert isinstance(bound, Bound) and bound.input == 1000
+    assert isinstance(worst(ask._replace(output_max=10), None), Unbounded)
+
+
+@pytest.mark.parametrize("ask", [
+    ask_response({"input": "Hello", "tools": [{"type": "web_search"}], "max_output_tokens": 5}),
+    ask_response({"input": "Hello", "tools": [{"type": "mcp"}], "max_output_tokens": 5}),
+    ask_chat({"messages": MESSAGES, "web_search_options": {}, "max_tokens": 5}),
+    ask_message({"messages": MESSAGES, "max_tokens": 5, "tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
+    ask_message({"messages": MESSAGES, "max_tokens": 5, "mcp_servers": [{"url": "https://x"}]}),
+    ask_generation({"contents": [], "tools": [{"googleSearch": {}}]}),
+])  # fmt: skip
+def test_tools_that_may_run_for_ever_have_no_worst_case(ask):
+    assert isinstance(worst(ask, 1000), Unbounded)
+
+
+def test_limited_tools_read_the_context_once_more_for_each_call():
+    response = ask_response(
+        {"input": "x", "tools": [{"type": "web_search"}], "max_tool_calls": 2, "max_output_tokens": 5}
+    )
+    message = ask_message({
+        "messages": MESSAGES, "max_tokens": 5, "tools": [{"type": "web_search_20250305", "max_uses": 2}],
+    })  # fmt: skip
+
+    assert worst(response, 1000) == worst(message, 1000) == Bound(3000, 5, {"web_search": 2})
+
+
+def test_own_functions_are_no_tools_of_the_provider():
+    tools = [{"type": "function", "name": "f", "parameters": {}}]
+
+    assert worst(ask_response({"input": "x", "tools": tools, "max_output_tokens": 5}), 1000).output == 5
+    assert (
+        ask_message({"messages": MESSAGES, "max_tokens": 5, "tools": [{"name": "f", "input_schema": {}}]}).opaque == ()
+    )
+    assert ask_generation({"contents": [], "tools": [{"functionDeclarations": []}]}).opaque == ()
+
+
+def test_legacy_completions_and_embeddings():
+    assert ask_completion({"prompt": ["a", "b"], "best_of": 3}).choices == 6
+    assert worst(ask_completion({"prompt": "a"}), None).output == 16
+    assert worst(ask_embedding({"input": ["a", "b"]}), None).output == 0
+
+
+def test_reasoning_is_seen():
+    assert ask_chat({"messages": MESSAGES, "reasoning_effort": "high"}).thinks
+    assert not ask_chat({"messages": MESSAGES, "reasoning_effort": "none"}).thinks
+    assert ask_response({"input": "x", "reasoning": {"effort": "low"}}).thinks
+    assert ask_message({"messages": MESSAGES, "max_tokens": 9, "thinking": {"type": "enabled"}}).thinks
+    assert not ask_message({"messages": MESSAGES, "max_tokens": 9, "thinking": {"type": "disabled"}}).thinks
+    assert ask_generation({"contents": [], "generationConfig": {"thinkingConfig": {"thinkingBudget": -1}}}).thinks
+
+
+@given(st.recursive(st.text() | st.integers() | st.none() | st.floats(), lambda inner: st.lists(inner) | st.dictionaries(
+    st.text(), inner), max_leaves=40))  # fmt: skip
+def test_measuring_takes_whatever_comes_and_never_less_than_the_text(document):
+    body = {"messages": document, "model": "m"}
+
+    size, _ = measured(body, frozenset())
+
+    assert size is not None and size >= _text(document)
+    for ask in (ask_chat, ask_response, ask_completion, ask_embedding, ask_message, ask_generation):
+        ask({"messages": document, "tools": document, "generationConfig": document, "thinking": document})
+
+
+def _text(value):
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, dict):
+        return sum(_text(each) for each in value.values())
+    return sum(map(_text, value)) if isinstance(value, list) else 0
+
+
+def test_a_request_of_too_many_fields_counts_as_the_context_window():
+    ask = ask_chat({"messages": [None] * (NODES_MAX + 1), "max_tokens": 5})
+
+    assert ask.size is None
+    assert worst(ask, 1000).input == 1000
+
+
+def learned(*outputs, recall=()):
+    made = Learned(lambda customer, model: recall)
+    for output in outputs:
+        made.observe("acme", "m", Observed(100, output, 400))
+    return made
+
+
+def test_what_is_likely_is_learned_from_the_customers_own_calls():
+    ask = Ask(400)
+
+    def output(known, **more):
+        return likely(ask._replace(**more), 100_000, known, customer="acme", model="m").output
+
+    assert output(learned()) == OUTPUT_UNLEARNED
+    assert output(learned(10, 30, 20)) == 30
+    assert output(learned(*range(1, 201))) == 198  # nearest rank
+    assert output(learned(500), output_max=70) == 70
+    assert output(learned(50), choices=3) == 150
+    assert output(learned(recall=[Observed(5, 77)])) == 77
+    # Reasoning that nobody sees.
+    assert output(learned(50), thinks=True) == 100_000
+    assert output(learned(50), thinks=True, output_max=300) == 300
+    assert output(learned(*[50] * ENOUGH), thinks=True) == 50
+
+
+def test_the_input_is_reckoned_by_the_models_own_ratio():
+    def counted(known, **more):
+        return likely(Ask(4000)._replace(**more), 100_000, known, customer="acme", model="m").input
+
+    assert counted(learned()) == 2000
+    assert counted(learned(*[1] * ENOUGH)) == 1000  # 100 tokens for 400 bytes
+    assert counted(learned(), opaque=("conversation",)) == 2000 + OPAQUE_UNLEARNED
+    assert counted(learned(recall=[Observed(9_000, 1)]), opaque=("conversation",)) == 9_000
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=700))
+def test_the_percentile_of_a_sample_is_one_of_its_values_and_never_far_behind(values):
+    sample = Sample()
+    for value in values:
+        sample.add(value)
+
+    kept = sorted(values[-SAMPLES_MAX:])
+    assert len(sample) == len(kept)
+    assert sample.percentile == kept[-(-99 * len(kept) // 100) - 1]

@@ -1,0 +1,145 @@
+"""`budgets`, `credits policy|balance` and the webhooks of `notices`, as somebody types them."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.cli.conftest import Cli, store
+from tests.notices.test_webhooks import receiver  # noqa: F401 - a fixture
+from token_meter.budgets.hold import Part, Request
+from token_meter.budgets.stores import holds_of
+from token_meter.ledger import Ledger
+from token_meter.testing.builders import make_event
+from token_meter.usage import Usage
+
+
+def test_from_a_limit_to_what_is_left(cli: Cli) -> None:
+    made = cli("budgets", "set", "10", "--customer", "acme", "--name", "acme's month")
+    store([make_event(customer="acme", model="gpt-4o-mini", usage=Usage(input=1_000_000))])
+
+    assert made.code == 0
+    assert "10 USD per month for customer=acme, bounded" in made.out
+    assert "there was no ledger at usage.db: making one" in made.err
+    [listed] = cli("budgets", "list", "--json").json
+    assert (listed["scope"], listed["limit"], listed["measure"]) == ({"customer": "acme"}, "10", "charge")
+    [standing] = cli("budgets", "show", "--json").json
+    assert (standing["spent"], standing["available"], standing["resets_at"][-14:]) == ("0", "10", "00:00:00+00:00")
+    assert cli("budgets", "show", "--customer", "acme").code == 0
+    watched = cli("budgets", "watch", "--times", "1")
+    assert "customer=acme" in watched.out and "······" in watched.out
+    assert cli("budgets", "set", "5", "--customer", "acme", "--name", "acme's month").out.endswith("(it was 10)\n")
+    assert cli("budgets", "reset", "acme's month").out == "0 counters begins at zero\n"
+    assert "is gone" in cli("budgets", "remove", listed["id"][:8]).out
+    assert cli("budgets", "list", "--json").json == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["set", "much"], "limit is no number"),
+        (["set", "10", "--per", "fortnight"], "is no window. Use hour, day"),
+        (["set", "10", "--of", "euros"], "measure is one of charge, cost, tokens, requests"),
+        (["set", "1.5", "--of", "requests"], "a whole number"),
+        (["set", "10", "--for", "acme"], "--for wants NAME=VALUE"),
+        (["set", "10", "--time-zone", "Mars/Olympus"], "there is no time zone 'Mars/Olympus'"),
+        (["set", "10", "--enforce", "firm"], "enforce is one of strict, bounded, soft"),
+        (["set", "10", "--per", "plan"], "needs a customer in the scope"),
+        (["set", "-1"], "No such option"),
+        (["set", "10", "--of", "cost", "--currency", "EUR"], "counted in USD"),
+        (["unreachable", "--prepaid", "ajar"], "closed or open, not 'ajar'"),
+    ],
+)
+def test_what_cannot_be_is_one_line_that_says_what_to_write(cli: Cli, arguments: list[str], said: str) -> None:
+    result = cli("budgets", *arguments)
+
+    assert result.code == 2
+    assert said in result.err and result.err.count("\n") == 1
+
+
+def test_an_unknown_budget_is_named(cli: Cli) -> None:
+    cli("budgets", "set", "1")
+
+    result = cli("budgets", "reset", "nobody's")
+
+    assert result.code == 1 and 'there is no budget "nobody\'s": `token-meter budgets list`' in result.err
+
+
+def test_lost_holds_are_shown_and_given_back(cli: Cli) -> None:
+    cli("budgets", "set", "10", "--customer", "acme")
+    [budget] = cli("budgets", "list", "--json").json
+    with Ledger("usage.db") as ledger:
+        from token_meter.budgets.rows import make_counters
+
+        part = Part(budget["id"], '["acme"]', 0, 10**12, limit=10**13)
+        with ledger.writing() as (found, connection):
+            make_counters(found, connection, [(part.key, 0)])
+        now = time.time_ns() // 1000
+        who = json.dumps({"customer": "acme", "model": "gpt-5", "process": "host:1"})
+        holds_of(ledger).hold(Request("call-1", (part,), now - 10, now - 5, who=who))
+
+    shown = cli("budgets", "holds", "--lost")
+    [row] = cli("budgets", "holds", "--json").json
+    released = cli("budgets", "holds", "--release", "call-1")
+    again = cli("budgets", "holds", "--release", "call-1")
+
+    assert "call-1" in shown.out and "1 USD" in shown.out
+    assert (row["state"], row["customer"], row["model"]) == ("lost", "acme", "gpt-5")
+    assert released.out == "1 hold given back\n"
+    assert again.code == 1 and "hold nothing" in again.err
+
+
+def test_credit_policy_and_balance(cli: Cli) -> None:
+    blocked = cli("credits", "policy", "acme", "block", "--enforce", "strict", "--low", "2")
+    cli("credits", "grant", "acme", "5")
+
+    found = cli("credits", "balance", "acme", "--json").json
+    assert blocked.out == "acme: calls are refused when their credit does not cover them\n"
+    assert found["policy"] == {"policy": "block", "enforce": "strict", "currency": "USD", "low": "2"}
+    assert found["credit"] == [
+        {"currency": "USD", "balance": "5", "pending": "0", "held": "0", "available": "5"}
+    ]  # fmt: skip
+    assert "block (calls are refused)" in cli("credits", "balance", "acme").err
+    assert cli("credits", "policy", "*", "overage").code == 0
+    assert cli("credits", "policy", "acme", "maybe").code == 2
+
+
+def test_a_webhook_from_adding_it_to_replaying(cli: Cli, receiver) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    added = cli("notices", "add", receiver.url, "--allow-private", "--json").json
+    receiver.secret = added["secret"]
+
+    tested = cli("notices", "test")
+    [endpoint] = cli("notices", "endpoints", "--json").json
+
+    assert tested.code == 0 and "done" in tested.out
+    assert (endpoint["done"], endpoint["state"]) == (1, "active") and "secret" not in endpoint
+    assert [body["type"] for body in receiver.bodies] == ["notice.test"]
+    assert cli("notices", "replay", added["id"]).out == "1 notice will be posted again\n"
+    assert cli("notices", "deliver").out == "1 delivery tried\n"
+    assert len(set(receiver.ids)) == 1 and len(receiver.ids) == 2
+    receiver.secret = cli("notices", "rotate", added["id"], "--json").json["secret"]
+    assert cli("notices", "test").code == 0 and receiver.wrong == []
+    receiver.status = 410
+    failed = cli("notices", "test")
+    assert failed.code == 1 and "not every endpoint has taken it" in failed.err
+    assert cli("notices", "endpoints", "--json").json[0]["state"] == "disabled"
+    assert "again" in cli("notices", "enable", added["id"]).out
+    assert "nothing is posted" in cli("notices", "remove", added["id"][:8]).out
+    assert cli("notices", "endpoints").code == 0
+
+
+def test_a_private_address_is_told_how_to_be_allowed(cli: Cli, receiver) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    cli("notices", "add", receiver.url)
+
+    result = cli("notices", "test")
+
+    assert result.code == 1 and "allow it for this endpoint with --allow-private" in result.out
+    assert receiver.ids == []
+
+
+def test_what_is_no_endpoint_is_refused(cli: Cli) -> None:
+    assert "is no address to post to" in cli("notices", "add", "ftp://example.com").err
+    assert "$NONE_OF_MINE is not set" in cli("notices", "add", "https://e.com", "--secret-from", "NONE_OF_MINE").err
+    assert "there is no endpoint" in cli("notices", "remove", "whk_1").err
