@@ -143,3 +143,18 @@ def test_what_is_no_endpoint_is_refused(cli: Cli) -> None:
     assert "is no address to post to" in cli("notices", "add", "ftp://example.com").err
     assert "$NONE_OF_MINE is not set" in cli("notices", "add", "https://e.com", "--secret-from", "NONE_OF_MINE").err
     assert "there is no endpoint" in cli("notices", "remove", "whk_1").err
+
+
+def test_doctor_tells_of_lost_holds_and_of_webhooks_that_nothing_reaches(cli: Cli) -> None:
+    store([make_event(customer="acme")])
+    cli("notices", "add", "http://127.0.0.1:9/none", "--allow-private")
+    cli("notices", "test")
+    with Ledger("usage.db") as ledger:
+        holds_of(ledger).hold(Request("call-1", (), 1, 2))
+        holds_of(ledger).sweep(3)
+
+    said = cli("doctor")
+
+    assert said.code == 1
+    assert "1 call holds money and nobody knows what became of them" in said.out
+    assert "a webhook does not take notices: http://127.0.0.1:9/none (failing:" in said.out

@@ -133,6 +133,17 @@ def _quality(facts: Facts) -> Iterator[Check]:
     yield _pending(ledger, again)
     yield from _uncovered(ledger, again)
     yield _book(ledger)
+    if ledger.lost_holds:
+        yield Check(
+            Level.WRONG, "budgets",
+            f"{counted(ledger.lost_holds, 'call holds', 'calls hold')} money and nobody knows what became of them",
+            f"Look whether the provider billed them: token-meter budgets holds{again} --lost; then --release ID.",
+        )  # fmt: skip
+    for each in ledger.unreached:
+        yield Check(
+            Level.WRONG, "notices", f"a webhook does not take notices: {each}",
+            f"See token-meter notices endpoints{again}; when it is mended: token-meter notices enable ENDPOINT.",
+        )  # fmt: skip
     if ledger.prices_held:
         yield Check(
             Level.NOTICE, "new prices", f"{counted(ledger.prices_held, 'price waits', 'prices wait')} for a decision",

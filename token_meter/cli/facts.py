@@ -47,6 +47,10 @@ class LedgerFacts:
     """Prices that wait for somebody to accept or reject them."""
     uncovered: Mapping[str, int] = field(default_factory=dict)
     """Values of meters that no rate is about, though there are plans."""
+    lost_holds: int = 0
+    """Holds on budgets of which nobody knows what became."""
+    unreached: tuple[str, ...] = ()
+    """Addresses that notices do not reach, or are not posted to any more."""
     prices_of: datetime | None = None
     """When the prices were last compiled or synced."""
 
@@ -130,6 +134,24 @@ def _ledger_facts(ledger: Ledger, since: datetime) -> LedgerFacts:
         prices_held=_prices_held(ledger),
         uncovered=_uncovered(ledger, since),
         prices_of=_prices_of(ledger),
+        lost_holds=_lost_holds(ledger),
+        unreached=_unreached(ledger),
+    )
+
+
+def _lost_holds(ledger: Ledger) -> int:
+    from token_meter.budgets.desk import BudgetDesk
+
+    return sum(1 for each in BudgetDesk(ledger).holds() if each.state == "lost")
+
+
+def _unreached(ledger: Ledger) -> tuple[str, ...]:
+    from token_meter.notices.desk import NoticeDesk
+
+    return tuple(
+        f"{each.url} ({'disabled' if each.disabled else 'failing'}: {each.reason})"
+        for each in NoticeDesk(ledger).endpoints()
+        if each.disabled or each.failing
     )
 
 
