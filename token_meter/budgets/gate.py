@@ -18,13 +18,10 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from token_meter.budgets import refusal
-from token_meter.budgets.bound import Bound, Unbounded, likely, worst
-from token_meter.budgets.budget import Budget, Enforce, concerning
-from token_meter.budgets.crossing import crossed, find_untold, tell_crossings, tell_exceeded
+from token_meter.budgets.budget import Budget, concerning
 from token_meter.budgets.desk import BudgetDesk
 from token_meter.budgets.hold import (
     CREDIT,
-    CREDIT_DECIMALS,
     CreditAsk,
     HoldStore,
     Level,
@@ -36,10 +33,11 @@ from token_meter.budgets.hold import (
 )
 from token_meter.budgets.holding import Key
 from token_meter.budgets.learned import SEEDED_MAX, Learned, Observed
-from token_meter.budgets.policy import CreditPolicy
+from token_meter.budgets.needs import Needs, credit_budget, facts_of
 from token_meter.budgets.rates import Caller, Rates
 from token_meter.budgets.snapshot import Snapshot, read_snapshot, span_of
 from token_meter.budgets.stores import holds_of
+from token_meter.budgets.tidings import Tidings
 from token_meter.budgets.window import Span
 from token_meter.errors import BudgetExceeded, TokenMeterError
 from token_meter.ledger.rows import EPOCH
@@ -115,6 +113,7 @@ class Gate:
         self._store = store if store is not None else holds_of(ledger)
         self._desk = BudgetDesk(ledger)
         self._learned = Learned(self._recall)
+        self._tidings = Tidings(ledger, self._current, self._later, now)
         self._snapshot: Snapshot | None = None
         self._rates: Rates | None = None
         self._down_until = 0.0
@@ -183,7 +182,7 @@ class Gate:
                 if verdict.kind == "stale":
                     self._load()
                 else:
-                    self._desk.seed(request, snapshot, _facts(caller))
+                    self._desk.seed(request, snapshot, facts_of(caller))
             raise Unreachable("budgets change faster than a hold can be worked out")
         except (Unreachable, TokenMeterError) as problem:
             if isinstance(problem, BudgetExceeded):
@@ -200,7 +199,7 @@ class Gate:
             return None
         prepaid = snapshot.policies.of(caller.mode, caller.customer).policy == "block"
         setting = snapshot.policies.prepaid_unreachable if prepaid else snapshot.policies.unreachable
-        concerned = prepaid or concerning(self._mine(snapshot, hard_only=True), _facts(caller))
+        concerned = prepaid or concerning(self._mine(snapshot, hard_only=True), facts_of(caller))
         if setting == "closed" and concerned:
             raise refusal.unreachable(f"customer={caller.customer}" if prepaid else _who(caller), problem)
         return None
@@ -211,7 +210,7 @@ class Gate:
         if (caller.mode, caller.customer or "") in snapshot.paused:
             raise refusal.paused(caller.customer or "")
         now = self._now() // 1000
-        facts = _facts(caller)
+        facts = facts_of(caller)
         found = concerning(self._mine(snapshot), facts)
         policy = snapshot.policies.of(caller.mode, caller.customer)
         blocks = policy.policy == "block"
@@ -219,7 +218,7 @@ class Gate:
             return None
         with self._lock:
             rates = self._rates_of(snapshot)
-            needs = _Needs(rates, caller, ask, self._learned, now)
+            needs = Needs(rates, caller, ask, self._learned, now)
             entries: list[tuple[Part, Budget, Span | None]] = []
             for budget, subject in found:
                 span = span_of(budget, rates.catalogue, caller.customer, now)
@@ -232,7 +231,7 @@ class Gate:
                 entries.append((part, budget, span))
             credit = None
             if blocks and caller.customer is not None:
-                budget = _credit_budget(policy)
+                budget = credit_budget(policy)
                 subject = subject_of([caller.mode, policy.currency, caller.customer])
                 amount = needs.of(budget, f"customer={caller.customer}")
                 entries.append((Part(CREDIT, subject, 0, amount), budget, None))
@@ -259,14 +258,14 @@ class Gate:
             customer = holding.caller.customer or ""
             policy = snapshot.policies.of(holding.caller.mode, customer)
             error = refusal.no_credit(customer, policy, part, verdict)
-            self._later(lambda: self._tell_depleted(holding.caller, error))
+            self._later(lambda: self._tidings.tell_depleted(holding.caller, error))
             return error
         error = refusal.no_room(budget, part.subject, part, verdict, spans[part.key], self._now() // 1000)
         if part.key not in self._told:
             if len(self._told) >= TOLD_MAX:
                 self._told.clear()
             self._told.add(part.key)
-            self._later(lambda: self._tell_exceeded(budget, part.key, error))
+            self._later(lambda: self._tidings.tell_exceeded(budget, part.key, error))
         return error
 
     # ---- after it ----
@@ -314,7 +313,7 @@ class Gate:
                 parts = tuple(part._replace(amount=each) for part, each in zip(holding.parts, amounts, strict=True))
                 request = Request(ended.id, parts, self._now() // 1000, self._now() // 1000)
                 levels += self._store.charge(request)
-        self._notice_levels(levels)
+        self._tidings.notice_levels(levels)
 
     def _amounts(self, holding: Holding, ended: Ended, at: datetime) -> list[int]:
         with self._lock:
@@ -348,7 +347,7 @@ class Gate:
             if not self.is_idle and time.monotonic() >= self._sweep_at:
                 self._sweep_at = time.monotonic() + SWEEP_SECONDS
                 self._store.sweep(self._now() // 1000)
-                self._tell_untold()
+                self._tidings.tell_untold()
         except (Unreachable, TokenMeterError) as problem:
             self._down_until = time.monotonic() + DOWN_SECONDS
             self._problem("budgets cannot be looked up", problem)
@@ -409,43 +408,6 @@ class Gate:
         except Exception as error:  # noqa: BLE001 - D3: told, never raised into a model call
             self._problem("budgets", error)
 
-    def _notice_levels(self, levels: Iterable[Level]) -> None:
-        snapshot = self._snapshot
-        keys = [
-            (each.budget, each.subject, each.start)
-            for each in levels
-            if snapshot is not None
-            and (budget := snapshot.budgets.get(each.budget)) is not None
-            and crossed(budget, each.spent, each.noted)
-        ]
-        if keys:
-            self._later(lambda: self._tell(keys))
-
-    def _tell(self, keys: Sequence[Key]) -> None:
-        with self._ledger.writing() as (store, connection):
-            tell_crossings(store, connection, self._current(), keys)
-
-    def _tell_untold(self) -> None:
-        with self._ledger.reading() as (_, connection):
-            untold = find_untold(connection, self._current(), self._now() // 1000 - _MONTH)
-        if untold:
-            self._tell(untold)
-
-    def _tell_exceeded(self, budget: Budget, key: Key, error: BudgetExceeded) -> None:
-        details = {
-            "message": str(error),
-            "needed": None if error.needed is None else str(error.needed),
-            "resets_at": None if error.resets_at is None else error.resets_at.isoformat(),
-        }
-        with self._ledger.writing() as (store, connection):
-            tell_exceeded(store, connection, budget, key, details)
-
-    def _tell_depleted(self, caller: Caller, error: BudgetExceeded) -> None:
-        from token_meter.bookkeeping.notice_rows import note_depleted
-
-        with self._ledger.writing() as (store, connection):
-            note_depleted(store, connection, caller.mode, caller.customer or "", error.unit, str(error))
-
     def _recall(self, customer: str | None, model: str) -> Iterable[Observed]:
         page = self._ledger.page(customer=customer, limit=SEEDED_MAX, mode=self._mode)
         for event in reversed(page.events):
@@ -454,78 +416,6 @@ class Gate:
 
 
 _GENERATION: Final = f"SELECT budgets, catalogue FROM {state.name} WHERE id = 1"
-_MONTH: Final = 32 * 86_400 * 1_000_000
-
-
-class _Needs:
-    """What one request needs of budgets of any kind; each bound is worked out once."""
-
-    def __init__(self, rates: Rates, caller: Caller, ask: Ask, learned: Learned, now: int) -> None:
-        self._rates = rates
-        self._caller = caller
-        self._ask = ask
-        self._learned = learned
-        self._at = EPOCH + timedelta(microseconds=now)
-        self._window = rates.window(caller)
-        self._bounds: dict[str, Bound | Unbounded] = {}
-
-    def of(self, budget: Budget, whose: str) -> int:
-        """The amount to hold. Raises BudgetExceeded where there is none."""
-        if budget.measure == "requests":
-            return 1
-        bound = self._bound(budget.enforce)
-        if isinstance(bound, Unbounded):
-            raise refusal.no_bound(budget.label, whose, bound.why)
-        amount = self._needed(budget, self._caller, bound)
-        if amount is None and budget.unpriced == "dearest":
-            dearest = self._rates.dearest(self._caller, self._at)
-            amount = None if dearest is None else self._needed(budget, dearest, bound)
-        if amount is None and budget.unpriced == "allow":
-            return 0
-        if amount is None:
-            raise refusal.no_price(budget.label, whose, self._caller.model, self._caller.provider)
-        return amount
-
-    def cut(self, entries: Sequence[tuple[Budget, str]]) -> tuple[Budget, str, int] | None:
-        """The budget that wants a stream to end at what is held for it, and how many tokens of output that are."""
-        found = [
-            (budget, subject, bound.output)
-            for budget, subject in entries
-            if budget.cut_off and budget.enforce != "soft"
-            and isinstance(bound := self._bound(budget.enforce), Bound) and bound.output
-        ]  # fmt: skip
-        return min(found, key=lambda each: each[2], default=None)
-
-    def _bound(self, enforce: Enforce) -> Bound | Unbounded:
-        if enforce not in self._bounds:
-            caller = self._caller
-            self._bounds[enforce] = (
-                worst(self._ask, self._window)
-                if enforce == "strict"
-                else likely(self._ask, self._window, self._learned, customer=caller.customer, model=caller.model or "")
-            )
-        return self._bounds[enforce]
-
-    def _needed(self, budget: Budget, caller: Caller, bound: Bound) -> int | None:
-        asked = self._ask.context
-        contexts: Sequence[Mapping[str, Any]] = [asked]
-        if budget.enforce == "strict" and "service_tier" not in asked:
-            contexts = [{**asked, **each} for each in self._rates.contexts(caller, self._at)]
-        return self._rates.needed(budget, caller, bound, at=self._at, types=self._ask.types, contexts=contexts)
-
-
-def _credit_budget(policy: CreditPolicy) -> Budget:
-    """Prepaid credit as a budget: what it counts, and how."""
-    budget = Budget.read({"limit": 0, "currency": policy.currency, "enforce": policy.enforce, "name": "prepaid credit"})
-    object.__setattr__(budget, "decimals", CREDIT_DECIMALS)
-    return budget
-
-
-def _facts(caller: Caller) -> dict[str, str | None]:
-    return {
-        **caller.dimensions, "customer": caller.customer, "provider": caller.provider, "publisher": caller.publisher,
-        "model": caller.model, "operation": caller.operation,
-    }  # fmt: skip
 
 
 def _may_concern(budget: Budget, given: Mapping[str, str | None], mode: str) -> bool:

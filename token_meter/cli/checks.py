@@ -46,6 +46,7 @@ def check_all(facts: Facts) -> list[Check]:
     return [
         *_ledger(facts),
         *_quality(facts),
+        *_limits(facts),
         *_disk(facts),
         *_journal(facts),
         *_sinks(facts),
@@ -133,6 +134,18 @@ def _quality(facts: Facts) -> Iterator[Check]:
     yield _pending(ledger, again)
     yield from _uncovered(ledger, again)
     yield _book(ledger)
+    if ledger.prices_held:
+        yield Check(
+            Level.NOTICE, "new prices", f"{counted(ledger.prices_held, 'price waits', 'prices wait')} for a decision",
+            f"See what they mean: token-meter prices held{again}; then accept or reject them",
+        )  # fmt: skip
+
+
+def _limits(facts: Facts) -> Iterator[Check]:
+    """What budgets and notices need a human for."""
+    ledger, again = facts.ledger, facts.place.again
+    if ledger is None:
+        return
     if ledger.lost_holds:
         yield Check(
             Level.WRONG, "budgets",
@@ -143,11 +156,6 @@ def _quality(facts: Facts) -> Iterator[Check]:
         yield Check(
             Level.WRONG, "notices", f"a webhook does not take notices: {each}",
             f"See token-meter notices endpoints{again}; when it is mended: token-meter notices enable ENDPOINT.",
-        )  # fmt: skip
-    if ledger.prices_held:
-        yield Check(
-            Level.NOTICE, "new prices", f"{counted(ledger.prices_held, 'price waits', 'prices wait')} for a decision",
-            f"See what they mean: token-meter prices held{again}; then accept or reject them",
         )  # fmt: skip
 
 
