@@ -506,6 +506,24 @@ def test_without_an_answer_the_operator_may_have_it_the_other_way_round(small):
             client.chat.completions.create(**CHAT)
 
 
+def test_a_server_that_was_restarted_is_asked_again_at_once(schema_url, postgresql, tmp_path):  # noqa: F811
+    """Every connection is cut: the next call is held all the same."""
+    made = Team(schema_url, tmp_path)
+    with made.stack:
+        made.meter.budget("acme", 2, of="requests")
+        client = made.openai()
+        with made.meter.customer("acme"):
+            client.chat.completions.create(**CHAT)
+            made.meter.flush()
+            postgresql.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+                "AND application_name = 'token_meter'"
+            )
+            client.chat.completions.create(**CHAT)
+            with pytest.raises(BudgetExceeded, match="leaves no room"):
+                client.chat.completions.create(**CHAT)
+
+
 def test_a_program_without_budgets_loads_nothing_of_them(tmp_path):
     import subprocess
     import sys

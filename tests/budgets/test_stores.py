@@ -121,6 +121,20 @@ def test_a_stream_that_outlives_its_hold_is_settled_all_the_same(kit, became, us
     assert kit.used(part(0)) == used
 
 
+def test_a_process_whose_clock_is_ahead_loses_a_hold_and_gives_nothing_back(kit):
+    """It takes another's hold for expired. That stays charged, and its own end still settles it."""
+    kit.hold("a", part(60), now=NOW)
+    ahead = NOW + 10 * MINUTE
+
+    kit.store.sweep(ahead)
+    refused = kit.hold("b", part(41), now=ahead)
+    kit.store.settle("a", "settled", [25])
+
+    assert refused.kind == "refused"
+    assert kit.used(part(0)) == (25, 0, 0)
+    assert kit.hold("c", part(75), now=NOW).kind == "held"
+
+
 def test_what_is_only_counted_has_no_limit(kit):
     assert kit.hold("a", part(10**15, None)).kind == "held"
     assert kit.hold("b", part(10**15, None)).kind == "held"

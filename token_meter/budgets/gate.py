@@ -57,7 +57,9 @@ LOOK_SECONDS: Final = 1.0
 """So often somebody looks whether budgets were set or changed."""
 
 DOWN_SECONDS: Final = 1.0
-"""So long a store that did not answer is not asked again."""
+"""So long a ledger that did not answer is not asked again, at first."""
+
+DOWN_SECONDS_MAX: Final = 30.0
 
 SWEEP_SECONDS: Final = 30.0
 ATTEMPTS_MAX: Final = 6
@@ -116,7 +118,7 @@ class Gate:
         self._tidings = Tidings(ledger, self._current, self._later, now)
         self._snapshot: Snapshot | None = None
         self._rates: Rates | None = None
-        self._down_until = 0.0
+        self._down_until = self._down_for = 0.0
         self._sweep_at = 0.0
         self._look_at = 0.0
         self._told: set[Key] = set()
@@ -175,6 +177,7 @@ class Gate:
                     return None
                 holding, request, spans = wanted
                 verdict = self._store.hold(request)
+                self._down_for = 0.0
                 if verdict.kind == "held":
                     return holding
                 if verdict.kind == "refused":
@@ -193,7 +196,8 @@ class Gate:
         self, id: str, caller: Caller, ask: Ask, snapshot: Snapshot | None, problem: Exception
     ) -> Holding | None:
         """The ledger does not answer: the operator's setting decides, and it is told either way."""
-        self._down_until = max(self._down_until, time.monotonic() + DOWN_SECONDS)
+        if time.monotonic() >= self._down_until:
+            self._stay_away()
         self._problem("budgets cannot be looked up", problem)
         if snapshot is None:
             return None
@@ -258,15 +262,20 @@ class Gate:
             customer = holding.caller.customer or ""
             policy = snapshot.policies.of(holding.caller.mode, customer)
             error = refusal.no_credit(customer, policy, part, verdict)
-            self._later(lambda: self._tidings.tell_depleted(holding.caller, error))
+            self._tell_once(part.key, lambda: self._tidings.tell_depleted(holding.caller, error))
             return error
         error = refusal.no_room(budget, part.subject, part, verdict, spans[part.key], self._now() // 1000)
-        if part.key not in self._told:
-            if len(self._told) >= TOLD_MAX:
-                self._told.clear()
-            self._told.add(part.key)
-            self._later(lambda: self._tidings.tell_exceeded(budget, part.key, error))
+        self._tell_once(part.key, lambda: self._tidings.tell_exceeded(budget, part.key, error))
         return error
+
+    def _tell_once(self, key: Key, chore: Callable[[], None]) -> None:
+        """The outbox has it once anyway; this saves writing it for each refusal."""
+        if key in self._told:
+            return
+        if len(self._told) >= TOLD_MAX:
+            self._told.clear()
+        self._told.add(key)
+        self._later(chore)
 
     # ---- after it ----
 
@@ -349,8 +358,13 @@ class Gate:
                 self._store.sweep(self._now() // 1000)
                 self._tidings.tell_untold()
         except (Unreachable, TokenMeterError) as problem:
-            self._down_until = time.monotonic() + DOWN_SECONDS
+            self._stay_away()
             self._problem("budgets cannot be looked up", problem)
+
+    def _stay_away(self) -> None:
+        """The ledger did not answer: it is not asked for a while, longer each time, so that no call waits for it."""
+        self._down_for = min(DOWN_SECONDS_MAX, max(DOWN_SECONDS, 2 * self._down_for))
+        self._down_until = time.monotonic() + self._down_for
 
     def look(self) -> None:
         """See whether budgets, prices or plans have changed, and read them."""

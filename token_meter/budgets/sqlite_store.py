@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from decimal import ROUND_FLOOR, Decimal
 from typing import Any, Final
@@ -98,7 +99,7 @@ class SqliteHolds:
 
     def _alone(self, action: Callable[[_Rows], Any]) -> Any:
         def step(connection: sqlite3.Connection) -> Any:
-            connection.execute("BEGIN IMMEDIATE")
+            _begin(connection)
             try:
                 result = action(_Rows(connection))
             except BaseException:
@@ -111,6 +112,26 @@ class SqliteHolds:
             return self._ledger.quickly(step)
         except TokenMeterError as problem:
             raise Unreachable(str(problem)) from problem
+
+
+BUSY_SECONDS: Final = 5.0
+"""So long a hold waits for whoever writes, such as a reporter that records a batch."""
+
+POLL_SECONDS: Final = 0.001
+"""SQLite's own waiting sleeps a tenth of a second at a time, and misses its turn."""
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as problem:
+            if "locked" not in str(problem) or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+        else:
+            return
 
 
 class _Rows:

@@ -89,19 +89,29 @@ class PostgresqlStore(Store):
 
     def quickly(self, action: Callable[[Any], Result]) -> Result:
         self._quick_slots.acquire()
-        connection: Any = None
         try:
-            connection = self._quick.pop() if self._quick else self._connect_quick()
-            return action(connection)
+            while self._quick:
+                kept = self._quick.pop()
+                try:
+                    return self._with(kept, action)
+                except self.engine.dialect.loaded_dbapi.Error:
+                    if not kept.broken:
+                        raise
+                    # The server was restarted, or closed it: what is done here may be done twice.
+            return self._with(self._connect_quick(), action)
         except self.engine.dialect.loaded_dbapi.Error as problem:
-            if connection is not None and (connection.closed or connection.broken):
-                connection.close()
-                connection = None
             raise LedgerError(f"the ledger {self.place}: {_first_line(problem)}") from problem
         finally:
-            if connection is not None:
-                self._quick.append(connection)
             self._quick_slots.release()
+
+    def _with(self, connection: Any, action: Callable[[Any], Result]) -> Result:
+        try:
+            return action(connection)
+        finally:
+            if connection.broken or connection.closed:
+                connection.close()
+            else:
+                self._quick.append(connection)
 
     def _connect_quick(self) -> Any:
         # Not of the pool: it is kept, and nothing is asked of the server when it is used again.

@@ -32,8 +32,8 @@ from token_meter.ledger.tables import events
 BUSY_SECONDS: Final = 10.0
 """How long a writer waits for another one, unless the URL says `?timeout=`; then the reporter tries again later."""
 
-QUICK_BUSY_SECONDS: Final = 5.0
-"""How long a quick step waits for a writer, such as a reporter that records a batch."""
+GIVE_WAY_SECONDS: Final = 0.02
+"""So long a transaction that writes lets a quick step go first, which a caller waits for."""
 
 CHECKPOINT_PAGES: Final = 4_000
 """The write-ahead log is folded into the file every so many pages (of 4 KiB)."""
@@ -57,6 +57,7 @@ class SqliteStore(Store):
         self._busy_seconds = busy_seconds
         self._quick: sqlite3.Connection | None = None
         self._quick_lock = threading.Lock()
+        self._hurry = False
         self.engine = create_engine(
             URL.create("sqlite", database=str(path)),
             hide_parameters=True,
@@ -67,6 +68,8 @@ class SqliteStore(Store):
 
     def _connect(self, purpose: str) -> Connection:
         begin = "BEGIN IMMEDIATE" if purpose == "write" else "BEGIN"
+        if purpose == "write" and self._hurry:
+            _give_way(self)
         return self.engine.connect().execution_options(token_meter_begin=begin)
 
     def create(self) -> None:
@@ -87,17 +90,17 @@ class SqliteStore(Store):
 
     def quickly(self, action: Callable[[sqlite3.Connection], Result]) -> Result:
         self._quick_lock.acquire()
+        self._hurry = True
         try:
             if self._quick is None:
-                self._quick = sqlite3.connect(
-                    self.path, isolation_level=None, timeout=QUICK_BUSY_SECONDS, check_same_thread=False
-                )
+                self._quick = sqlite3.connect(self.path, isolation_level=None, timeout=0.0, check_same_thread=False)
                 _prepare_connection(self._quick, None)
                 self._quick.execute("PRAGMA synchronous = NORMAL")
             return action(self._quick)
         except sqlite3.Error as problem:
             raise LedgerError(f"the ledger {self.place}: {problem}") from problem
         finally:
+            self._hurry = False
             self._quick_lock.release()
 
     def close(self) -> None:
@@ -150,6 +153,13 @@ class SqliteStore(Store):
         # No JSON path: a name may hold any character, and paths cannot quote them all.
         members = func.json_each(document).table_valued("key", "value")
         return select(members.c.value).where(members.c.key == name).scalar_subquery()
+
+
+def _give_way(store: SqliteStore) -> None:
+    """A reporter that drains a backlog would otherwise take the lock again before anybody else can."""
+    deadline = time.monotonic() + GIVE_WAY_SECONDS
+    while store._hurry and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def _prepare_connection(connection: sqlite3.Connection, _record: object) -> None:

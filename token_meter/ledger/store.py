@@ -72,7 +72,8 @@ class Store(ABC):
     @abstractmethod
     def quickly(self, action: Callable[[Any], Result]) -> Result:
         """Do something with a connection of the driver: a short step of one statement or transaction, which need not
-        survive a power failure. Raises LedgerError for what the database says goes wrong."""
+        survive a power failure. Where a connection turns out to be broken it is done again, so it must be safe to
+        repeat. Raises LedgerError for what the database says goes wrong."""
 
     def close(self) -> None:
         """Close every connection."""
