@@ -7,6 +7,7 @@ import os
 import threading
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
+from uuid import uuid4
 
 import anthropic
 import openai
@@ -158,6 +159,7 @@ async def _async_calls(team):
     await generate.aio.models.generate_content(model="gemini-2.5-flash", contents="Hello")
     async for _ in await generate.aio.models.generate_content_stream(model="gemini-2.5-flash", contents="Hello"):
         pass
+    await generate.aio.aclose()
 
 
 def test_async_calls_are_refused_and_leave_nothing_behind(small):
@@ -170,6 +172,7 @@ def test_async_calls_are_refused_and_leave_nothing_behind(small):
         client = small.google()
         with pytest.raises(BudgetExceeded):
             await client.aio.models.generate_content(model="gemini-2.5-flash", contents="Hello")
+        await client.aio.aclose()
 
     with small.meter.customer("acme"):
         asyncio.run(call())
@@ -508,7 +511,8 @@ def test_without_an_answer_the_operator_may_have_it_the_other_way_round(small):
 
 def test_a_server_that_was_restarted_is_asked_again_at_once(schema_url, postgresql, tmp_path):  # noqa: F811
     """Every connection is cut: the next call is held all the same."""
-    made = Team(schema_url, tmp_path)
+    name = f"tm_{uuid4().hex}"  # of this test alone: others use the same server
+    made = Team(f"{schema_url}&application_name={name}", tmp_path)
     with made.stack:
         made.meter.budget("acme", 2, of="requests")
         client = made.openai()
@@ -516,8 +520,7 @@ def test_a_server_that_was_restarted_is_asked_again_at_once(schema_url, postgres
             client.chat.completions.create(**CHAT)
             made.meter.flush()
             postgresql.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
-                "AND application_name = 'token_meter'"
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", (name,)
             )
             client.chat.completions.create(**CHAT)
             with pytest.raises(BudgetExceeded, match="leaves no room"):
@@ -615,6 +618,7 @@ def test_an_async_stream_and_googles_are_cut_off_too(small):
         with pytest.raises(BudgetExceeded):
             async for _ in await client.aio.models.generate_content_stream(**plain):
                 pass
+        await client.aio.aclose()
         with pytest.raises(BudgetExceeded):
             for _ in client.models.generate_content_stream(**plain):
                 pass

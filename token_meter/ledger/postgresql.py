@@ -62,6 +62,7 @@ class PostgresqlStore(Store):
     def __init__(self, url: URL) -> None:
         self.place = url.render_as_string(hide_password=True)
         self._quick: deque[Any] = deque()
+        self._closed = False
         self._quick_slots = BoundedSemaphore(QUICK_CONNECTIONS_MAX)
         # The server converts, so that text it cannot hold is refused by it, for exactly that event.
         arguments: dict[str, Any] = {
@@ -108,24 +109,37 @@ class PostgresqlStore(Store):
         try:
             return action(connection)
         finally:
-            if connection.broken or connection.closed:
+            if connection.broken or connection.closed or self._closed:
                 connection.close()
             else:
                 self._quick.append(connection)
+                if self._closed:  # just now
+                    self._close_quick()
+
+    def _close_quick(self) -> None:
+        while self._quick:
+            try:
+                self._quick.pop().close()
+            except IndexError:  # another thread was quicker
+                return
 
     def _connect_quick(self) -> Any:
         # Not of the pool: it is kept, and nothing is asked of the server when it is used again.
         dialect = self.engine.dialect
         arguments, named = dialect.create_connect_args(self.engine.url)
         connection: Any = dialect.loaded_dbapi.connect(*arguments, **{**named, **self._given, "autocommit": True})
-        connection.execute("SET synchronous_commit = off")
-        connection.execute(f"SET lock_timeout = '{QUICK_WAIT}'")
+        try:
+            connection.execute("SET synchronous_commit = off")
+            connection.execute(f"SET lock_timeout = '{QUICK_WAIT}'")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def close(self) -> None:
         """Close every connection, the quick ones as well."""
-        while self._quick:
-            self._quick.pop().close()
+        self._closed = True
+        self._close_quick()
         super().close()
 
     def create(self) -> None:

@@ -105,9 +105,10 @@ class SqliteStore(Store):
 
     def close(self) -> None:
         """Close every connection, the quick one as well."""
-        quick, self._quick = self._quick, None
-        if quick is not None:
-            quick.close()
+        with self._quick_lock:
+            quick, self._quick = self._quick, None
+            if quick is not None:
+                quick.close()
         super().close()
 
     def before_fork(self) -> None:

@@ -8,7 +8,6 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from token_meter.bookkeeping.notice_rows import last_notice, read_notices
-from token_meter.errors import TokenMeterError
 from token_meter.locks import tell_after_fork
 from token_meter.notices.endpoint import wanted
 from token_meter.notices.postman import Postman
@@ -87,19 +86,19 @@ class Herald:
                 return
 
     def _run(self) -> None:
-        while True:
-            try:
-                self.turn() if not self._stopped else self._tell()
-            except TokenMeterError as error:
-                self._problem("notices", error)
-            except Exception as error:  # noqa: BLE001 - told; the thread goes on
-                self._problem("notices", error)
-            if self._stopped:
-                return
+        while not self._stopped:
+            self._guarded(self.turn)
             try:
                 self._wakes.get(timeout=TURN_SECONDS)
             except Empty:
                 continue
+        self._guarded(self._tell)  # what was written until now
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - told; the thread goes on
+            self._problem("notices", error)
 
     def _tell(self) -> None:
         if not self._listeners or self._began is None:
