@@ -244,3 +244,25 @@ def test_the_ledger_of_another_process_follows_new_budgets(ledger, desk, url):
         other.record([event("e1")])
 
     assert plain(desk) == ("0.3", "0", "0")
+
+
+def test_a_call_counts_where_it_was_admitted_whatever_model_answered(ledger, desk):
+    """Asked for gpt-4o-mini, answered by a dated one: the scope names what was asked for."""
+    ledger.record([event("before", model="gpt-4o-mini-2024-07-18"), event("another", model="gpt-4o")])
+    named = desk.set(budget(scope={"model": "gpt-4o-mini"}))
+    held(ledger, desk, "e1", "1", [named])
+
+    ledger.record([event("e1", model="gpt-4o-mini-2024-07-18")])
+
+    assert plain(desk) == ("0.15", "0", "0")
+
+
+def test_a_pattern_is_one_budget_for_all_that_fit(ledger, desk):
+    ledger.record([event("before", model="gpt-4o-mini-2024-07-18"), event("another", model="gpt-4o")])
+    fitting = desk.set(budget(scope={"model": "gpt-4o-mini*"}))
+    held(ledger, desk, "e1", "1", [fitting])
+    assert plain(desk) == ("0.15", "1", "0")
+
+    ledger.record([event("e1", model="gpt-4o-mini-2024-07-18"), event("e2"), event("e3", model="gpt-4o")])
+
+    assert plain(desk) == ("0.45", "0", "0")

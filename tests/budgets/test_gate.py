@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import threading
+import time
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from uuid import uuid4
@@ -178,6 +180,41 @@ def test_async_calls_are_refused_and_leave_nothing_behind(small):
         asyncio.run(call())
 
     assert small.requests == 0 and small.meter._journal.state().outstanding == 0
+
+
+def test_an_async_call_that_is_cancelled_while_it_waits_to_be_held_holds_nothing(small):
+    """Another process writes to the ledger meanwhile; the hold that comes too late is given back."""
+    small.meter.budget("acme", "1")
+    with small.meter.customer("acme"):
+        small.openai().chat.completions.create(**CHAT)
+    small.meter.flush()
+    spent = small.standing()
+    before = small.requests
+
+    async def call():
+        async with small.async_openai() as client:
+            task = asyncio.create_task(client.chat.completions.create(**CHAT))
+            await asyncio.sleep(0.2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    other = sqlite3.connect(small.meter.ledger.file, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    unlock = threading.Timer(0.5, other.execute, ["ROLLBACK"])
+    try:
+        with small.meter.customer("acme"):
+            unlock.start()
+            asyncio.run(call())
+    finally:
+        unlock.join()
+        other.close()
+    deadline = time.monotonic() + 10
+    while small.meter.budgets.holds() and time.monotonic() < deadline:
+        small.meter._door.tend()
+
+    assert small.requests == before
+    assert small.standing() == spent
 
 
 def test_what_the_provider_refuses_is_given_back(small):

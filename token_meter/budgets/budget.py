@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from typing import Any, Final, Literal, Self, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -46,10 +47,10 @@ class Budget:
     """So much (`limit`) in each `window`, for calls that its `scope` describes.
 
     `scope` is sorted pairs like ("customer", "acme") or ("key", "*"): a customer, what an event says of itself
-    (provider, publisher, model, operation), or any dimension; `*` gives each value a budget of its own; a call without
-    the key is not concerned. `measure` says what is counted, `enforce` how: "strict" refuses a call whose worst case
-    does not fit, "bounded" one whose likely cost does not, "soft" none. `cut_off` ends a stream when what was held for
-    it is used up. `mode` is that of the events it counts.
+    (provider, publisher, model, operation), or any dimension; `*` gives each value a budget of its own, a pattern like
+    gpt-4o* is one budget for all that fit; a call without the key is not concerned. `measure` says what is counted,
+    `enforce` how: "strict" refuses a call whose worst case does not fit, "bounded" one whose likely cost does not,
+    "soft" none. `cut_off` ends a stream when what was held for it is used up. `mode` is that of the events it counts.
     """
 
     scope: tuple[tuple[str, str], ...] = ()
@@ -153,9 +154,9 @@ class Budget:
         values = []
         for name, wanted in self.scope:
             value = facts.get(name)
-            if value is None or wanted not in (EACH, value):
+            if value is None or not meets(wanted, value):
                 return None
-            values.append(value)
+            values.append(value if wanted == EACH else wanted)
         return subject_of(values)
 
     def whose(self, subject: str) -> str:
@@ -171,6 +172,11 @@ class Budget:
     def label(self) -> str:
         """Its name, or what it is."""
         return self.name or f"{self.measure} per {self.window} for {_for(self.scope)}"
+
+
+def meets(wanted: str, value: str) -> bool:
+    """Whether a value is the one that a scope names, or fits its pattern."""
+    return wanted in (EACH, value) or ("*" in wanted and fnmatchcase(value, wanted))
 
 
 def concerning(budgets: Iterable[Budget], facts: Mapping[str, str | None]) -> list[tuple[Budget, str]]:

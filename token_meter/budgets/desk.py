@@ -18,7 +18,7 @@ from token_meter.bookkeeping.notice_rows import POLICIES, balance_of
 from token_meter.bookkeeping.plan_book import read_catalogue
 from token_meter.bookkeeping.settings import write_setting
 from token_meter.budgets.amounts import taken
-from token_meter.budgets.budget import EACH, Budget
+from token_meter.budgets.budget import EACH, Budget, meets
 from token_meter.budgets.hold import CREDIT, CREDIT_DECIMALS, Held, Part, Request, read_parts, subject_of
 from token_meter.budgets.policy import CreditPolicy, Policies, Unreachable
 from token_meter.budgets.rows import make_counters
@@ -294,10 +294,17 @@ def _seed(store: Store, connection: Connection, budget: Budget, part: Part, span
 
 def _used(store: Store, connection: Connection, budget: Budget, subject: str, start: int, stop: int) -> int:
     named = _named(budget, subject)
-    columns = {name: named.pop(name) for name in ("customer", *_EVENT_FACTS) if name in named}
+    patterns = {name: wanted for name, wanted in budget.scope if wanted != EACH and "*" in wanted}
+    exact = {name: value for name, value in named.items() if name not in patterns}
+    columns = {name: exact.pop(name) for name in ("customer", *_EVENT_FACTS) if name in exact}
     meter = "llm_tokens" if not budget.is_money else ANY
-    filters = Filters(**columns, mode=budget.mode, meter=meter, dimensions=named)
-    rows = read_costs(store, connection, Search(filters, start, stop), by=(), bucket=None, zone=budget.zone)
+    filters = Filters(**columns, mode=budget.mode, meter=meter, dimensions=exact)
+    search = Search(filters, start, stop)
+    rows = [
+        row
+        for row in read_costs(store, connection, search, by=tuple(patterns), bucket=None, zone=budget.zone)
+        if all(meets(wanted, row.group.get(name) or "") for name, wanted in patterns.items())
+    ]
     if budget.measure == "requests":
         return sum(row.events for row in rows)
     return sum(taken(budget, row.parts, is_call=False) for row in rows)

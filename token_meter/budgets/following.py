@@ -99,12 +99,14 @@ class Following:
             for name, quantity in [*measure.usage.items(), (EVENTS, 1)]
         ]
         is_call = facts["operation"] is not None and measure.series[_PLACES["meter"]] == "llm_tokens"
+        # A call counts where it was admitted, also when another model answered than the one that was asked for.
+        for id, before in admitted.items():
+            if (admitting := self._snapshot.budgets.get(id)) is not None:
+                yield before._replace(amount=taken(admitting, quantities, is_call=is_call))
         for budget, subject in concerning(mine, facts):
-            amount = taken(budget, quantities, is_call=is_call)
-            before = admitted.get(budget.id)
-            if before is not None:
-                yield before._replace(amount=amount)
+            if budget.id in admitted:
                 continue
+            amount = taken(budget, quantities, is_call=is_call)
             span = span_of(budget, self._catalogue, facts["customer"], measure.time)
             yield Part(budget.id, subject, budget.start(span), amount, span.start)
 

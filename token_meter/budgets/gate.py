@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from token_meter.budgets import refusal
-from token_meter.budgets.budget import Budget, concerning
+from token_meter.budgets.budget import Budget, concerning, meets
 from token_meter.budgets.desk import BudgetDesk
 from token_meter.budgets.hold import (
     CREDIT,
@@ -440,7 +440,7 @@ def _may_concern(budget: Budget, given: Mapping[str, str | None], mode: str) -> 
         if name in _LATER:
             continue
         value = given.get(name)
-        if value is None or wanted not in ("*", value):
+        if value is None or not meets(wanted, value):
             return False
     return True
 
