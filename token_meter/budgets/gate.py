@@ -325,15 +325,12 @@ class Gate:
         self._tidings.notice_levels(levels)
 
     def _amounts(self, holding: Holding, ended: Ended, at: datetime) -> list[int]:
+        status = "unmetered" if ended.status == "deferred" else ended.status
         with self._lock:
-            rates = self._rates_of(self._current())
-            return [
-                rates.used(
-                    budget, holding.caller, ended.usage, at=at, context=ended.context, status=ended.status
-                    if ended.status != "deferred" else "unmetered", answered=ended.model,
-                )
-                for budget in holding.budgets
-            ]  # fmt: skip
+            return self._rates_of(self._current()).used(
+                holding.budgets, holding.caller, ended.usage, at=at, context=ended.context, status=status,
+                answered=ended.model,
+            )  # fmt: skip
 
     def _observe(self, holding: Holding, ended: Ended) -> None:
         if ended.status != "complete" or holding.caller.model is None:

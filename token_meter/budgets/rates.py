@@ -12,7 +12,7 @@ from token_meter.budgets.amounts import money, taken
 from token_meter.budgets.bound import Bound
 from token_meter.budgets.budget import Budget
 from token_meter.event import MeterEvent
-from token_meter.ledger.costs import RatedQuantity
+from token_meter.ledger.costs import NOT_RATED, RatedQuantity
 from token_meter.ledger.rater import Rating
 from token_meter.ledger.ratings import Read
 from token_meter.ledger.tables import EVENTS
@@ -104,7 +104,7 @@ class Rates:
 
     def used(
         self,
-        budget: Budget,
+        budgets: Sequence[Budget],
         caller: Caller,
         usage: Usage,
         *,
@@ -112,10 +112,13 @@ class Rates:
         context: Mapping[str, Any],
         status: str,
         answered: str | None,
-    ) -> int:
-        """What a call that ended took of a budget, in its smallest parts."""
-        event = _event(caller, usage, at, context, status=status, answered=answered)
-        return taken(budget, self._rated(event), is_call=True)
+    ) -> list[int]:
+        """What a call that ended took of each budget, in its smallest parts."""
+        if any(each.is_money for each in budgets):
+            quantities = self._rated(_event(caller, usage, at, context, status=status, answered=answered))
+        else:
+            quantities = [RatedQuantity(name, quantity, NOT_RATED) for name, quantity in usage.items()]
+        return [taken(budget, quantities, is_call=True) for budget in budgets]
 
     def contexts(self, caller: Caller, at: datetime) -> list[Mapping[str, Any]]:
         """The service tiers that a provider may serve a request of no named tier in, the standard first."""
