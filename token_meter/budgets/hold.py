@@ -138,6 +138,18 @@ class HoldStore(Protocol):
         of each."""
 
 
+MINE_MAX: Final = 10_000
+"""So many holds of its own a store remembers, to end them in few statements."""
+
+
+def simple_part(request: Request) -> Part | None:
+    """The only part of a hold on one budget with a limit and a calendar window: the usual case."""
+    if len(request.parts) != 1:
+        return None
+    [part] = request.parts
+    return part if part.limit is not None and not part.rolling and part.budget != CREDIT else None
+
+
 def subject_of(values: Sequence[str | None]) -> str:
     """Whose counter it is, as text that is the same everywhere."""
     return _encode(list(values))

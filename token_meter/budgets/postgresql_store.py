@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from token_meter.budgets.hold import (
-    CREDIT,
     CREDIT_DECIMALS,
+    MINE_MAX,
     Became,
     Level,
     Part,
@@ -20,6 +20,7 @@ from token_meter.budgets.hold import (
     Unreachable,
     Verdict,
     kept_parts,
+    simple_part,
 )
 from token_meter.errors import TokenMeterError
 from token_meter.ledger.ledger import Ledger
@@ -55,9 +56,6 @@ WHERE s.budget = it ->> 1 AND s.subject = it ->> 2 AND s.start = (it ->> 3)::big
 RETURNING s.spent, s.noted
 """
 UNIQUE_VIOLATION: Final = "23505"
-MINE_MAX: Final = 10_000
-"""So many holds of its own a process remembers, to end them in one statement."""
-
 _HOLD: Final = "SELECT token_meter_hold(%s)"
 _SETTLE: Final = "SELECT token_meter_settle(%s)"
 _CHARGE: Final = "SELECT token_meter_charge(%s, %s::jsonb, %s, %s)"
@@ -81,10 +79,8 @@ class PostgresqlHolds:
 
     def _hold_one(self, request: Request) -> bool:
         """The usual case; False: it is none, or does not fit."""
-        if len(request.parts) != 1:
-            return False
-        [part] = request.parts
-        if part.limit is None or part.rolling or part.budget == CREDIT:
+        part = simple_part(request)
+        if part is None:
             return False
         generation = request.generation or (None, None)
         asked = [
@@ -94,7 +90,7 @@ class PostgresqlHolds:
         held = bool(self._run(_HOLD_ONE, (_encode(asked),), fetch=True, again_is=[(1,)]))
         if held:
             if len(self._mine) >= MINE_MAX:
-                self._mine.pop(next(iter(self._mine)), None)
+                self._mine.clear()  # they end in the longer way
             self._mine[request.id] = part
         return held
 
