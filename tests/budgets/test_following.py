@@ -7,8 +7,9 @@ from decimal import Decimal
 
 import pytest
 
+from token_meter.billing.plans import PlansFile
 from token_meter.bookkeeping.lazy import LazyRater
-from token_meter.bookkeeping.plan_book import read_catalogue
+from token_meter.bookkeeping.plan_book import PlanBook, read_catalogue
 from token_meter.budgets.budget import Budget, concerning
 from token_meter.budgets.desk import BudgetDesk
 from token_meter.budgets.hold import Part, Request
@@ -266,3 +267,23 @@ def test_a_pattern_is_one_budget_for_all_that_fit(ledger, desk):
     ledger.record([event("e1", model="gpt-4o-mini-2024-07-18"), event("e2"), event("e3", model="gpt-4o")])
 
     assert plain(desk) == ("0.45", "0", "0")
+
+
+def test_the_window_of_a_plan_is_the_customers_billing_period(ledger, desk):
+    """Subscribed on the 10th of November to a plan whose periods begin with the subscription."""
+    plans = PlanBook(ledger, now=AT.timestamp)
+    file = {"plans": [{"name": "pro", "anchor": "subscription", "rates": [{"cost_plus": {"markup": "0%"}}]}]}
+    plans.keep(PlansFile.model_validate(file), effective_from=datetime(2026, 1, 1, tzinfo=UTC))
+    plans.subscribe("acme", "pro", start=datetime(2026, 11, 10, tzinfo=UTC))
+    ledger.record(
+        [event("before", at=datetime(2026, 11, 9, 23, tzinfo=UTC)), event("within", at=AT - timedelta(days=1))]
+    )
+    made = desk.set(budget(window="plan"))
+
+    held(ledger, desk, "e1", "1", [made])
+
+    [standing] = desk.standings()
+    assert plain(desk) == ("0.15", "1", "0")
+    assert (standing.since, standing.until) == (
+        datetime(2026, 11, 10, tzinfo=UTC), datetime(2026, 12, 10, tzinfo=UTC),
+    )  # fmt: skip
