@@ -798,6 +798,7 @@ def test_charging() -> None:
                 "scope: Mapping[str, str] | None = None",
                 "unpriced: Literal[block, dearest, allow] = block",
                 "cut_off: bool = False",
+                "tokenize: bool = False",
                 "name: str = ",
                 "-> Budget",
             ],

@@ -110,6 +110,7 @@ class Charging(ABC):
         scope: Mapping[str, str] | None = None,
         unpriced: Literal["block", "dearest", "allow"] = "block",
         cut_off: bool = False,
+        tokenize: bool = False,
         name: str = "",
     ) -> Budget:
         """Limit what may be spent: a call that does not fit raises BudgetExceeded before anything is sent.
@@ -117,7 +118,8 @@ class Charging(ABC):
         `customer` is one, `"*"` for one budget of each, or None; `scope` narrows it further, by any dimension
         (`{"key": "*"}`). `per`: hour, day, week, month (of `time_zone`), lifetime, plan, or a rolling duration (24h).
         `of`: what is counted. `enforce`: "strict" refuses a call whose worst case does not fit, "bounded" one whose
-        likely cost does not, "soft" none. One of the same scope, measure and window is changed. Raises InvalidBudget.
+        likely cost does not, "soft" none. `tokenize` counts the input of OpenAI's models with tiktoken before a call.
+        One of the same scope, measure and window is changed. Raises InvalidBudget.
         """
         from token_meter.budgets.budget import Budget
 
@@ -125,7 +127,8 @@ class Charging(ABC):
         return self.budgets.set(
             Budget.read({
                 "scope": given, "limit": limit, "window": per, "measure": of, "enforce": enforce, "currency": currency,
-                "time_zone": time_zone, "unpriced": unpriced, "cut_off": cut_off, "name": name, "mode": self._mode,
+                "time_zone": time_zone, "unpriced": unpriced, "cut_off": cut_off, "tokenize": tokenize, "name": name,
+                "mode": self._mode,
             })
         )  # fmt: skip
 

@@ -36,6 +36,13 @@ class Kit:
     store: Any
     ledger: Ledger | None
 
+    @property
+    def engine(self) -> str:
+        """memory, sqlite or postgresql."""
+        if self.ledger is None:
+            return "memory"
+        return "sqlite" if self.ledger.file is not None else "postgresql"
+
     def make(self, *parts: Part) -> None:
         """Have the counters ready."""
         if self.ledger is not None:

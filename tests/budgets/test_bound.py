@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tokeniser_kit import Gated, cookbook_tokens, loaded
 from token_meter.budgets.bound import OPAQUE_UNLEARNED, OUTPUT_UNLEARNED, Bound, Unbounded, likely, worst
 from token_meter.budgets.learned import ENOUGH, SAMPLES_MAX, Learned, Observed, Sample
 from token_meter.providers.anthropic import ask_message
-from token_meter.providers.asking import NODES_MAX, Ask, measured
+from token_meter.providers.asking import ADDED, NODES_MAX, Ask, measured
 from token_meter.providers.google import ask_generation
 from token_meter.providers.openai_asks import ask_chat, ask_completion, ask_embedding, ask_response
 
@@ -20,7 +21,7 @@ def test_chat_names_its_maximum_and_its_choices():
     ask = ask_chat({"model": "m", "messages": MESSAGES, "max_completion_tokens": 30, "max_tokens": 20, "n": 3})
 
     assert (ask.output_max, ask.choices, ask.thinks, ask.opaque) == (20, 3, False, ())
-    assert worst(ask, 1000) == Bound(ask.size, 60, {})
+    assert worst(ask, 1000) == Bound(ask.size + ADDED, 60, {})
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,74 @@ def test_own_functions_are_no_tools_of_the_provider():
         ask_message({"messages": MESSAGES, "max_tokens": 5, "tools": [{"name": "f", "input_schema": {}}]}).opaque == ()
     )
     assert ask_generation({"contents": [], "tools": [{"functionDeclarations": []}]}).opaque == ()
+
+
+PICTURE = "iVBORw0KGgo" * 1000
+
+
+@pytest.mark.parametrize("ask", [
+    ask_message({"max_tokens": 1, "messages": [{"role": "user", "content": [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}]}]}),
+    ask_generation({"contents": [{"parts": [{"inlineData": {"mimeType": "image/png", "data": PICTURE}}]}]}),
+    ask_chat({"messages": [{"content": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}]}]}),
+    ask_chat({"messages": [{"content": [{"type": "input_audio", "input_audio": {"data": PICTURE, "format": "wav"}}]}]}),
+    ask_response({"input": [{"content": [{"type": "input_image", "image_url": f"data:image/png;base64,{PICTURE}"}]}]}),
+    ask_response({"input": [{"type": "computer_call_output", "output": f"data:image/png;base64,{PICTURE}"}]}),
+])  # fmt: skip
+def test_a_file_within_the_request_is_not_measured_by_its_bytes(ask):
+    """A white page of 2,000 by 2,000 is a few hundred bytes, and 1,600 tokens; a photograph is the other way round."""
+    assert ask.opaque and ask.size < 1_000
+    assert worst(ask._replace(output_max=10), 100_000) == Bound(100_000, 10, {})
+    assert likely(ask, 100_000, learned(), customer="acme", model="m").input < OPAQUE_UNLEARNED + 1_000
+
+
+def test_what_a_provider_adds_for_tools_is_reserved():
+    """Anthropic: up to 530 tokens of system text, up to 735 for each tool that is named by its type."""
+
+    def added(**more):
+        ask = ask_message({"messages": MESSAGES, "max_tokens": 5, **more})
+        bound = worst(ask, 100_000)
+        return bound.input - ask.size
+
+    assert added() == ADDED
+    assert added(tools=[{"name": "f", "input_schema": {}}]) >= 530
+    assert added(tools=[{"type": "bash_20250124", "name": "bash"}]) >= 530 + 735
+    assert added(output_config={"format": {}}) >= 530
+
+
+@pytest.mark.parametrize("more", [
+    {"context_management": {"edits": [{"type": "compact_20260112"}]}},
+    {"fallbacks": [{"model": "claude-haiku-4-5"}]},
+    {"tools": [{"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-4-7", "max_uses": 1}]},
+    {"tools": [{"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"}]},
+])  # fmt: skip
+def test_what_has_other_models_read_or_reads_again_has_no_worst_case(more):
+    assert isinstance(worst(ask_message({"messages": MESSAGES, "max_tokens": 5, **more}), 1000), Unbounded)
+
+
+def test_tools_that_the_callers_machine_runs_do_not_read_again():
+    tools = [{"type": "local_shell"}, {"type": "apply_patch"}]
+
+    ask = ask_response({"input": "x", "tools": tools, "max_output_tokens": 5})
+
+    assert worst(ask, 1000) == Bound(1000, 5, {})
+
+
+def test_a_tokeniser_counts_the_input_where_that_is_wanted():
+    words = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello " * 1000}], "max_tokens": 5}
+    encoding = Gated()
+
+    def counted(ask, *, tokenize=True):
+        return likely(ask, 100_000, learned(), customer="acme", model="gpt-4o", tokenize=tokenize).input
+
+    with loaded(encoding):
+        assert counted(ask_chat(words)) == cookbook_tokens(words["messages"], encoding)
+        assert counted(ask_chat(words), tokenize=False) > 3000
+        # Nobody has a tokeniser for this one, and one that breaks is none.
+        assert counted(ask_chat({**words, "model": "llama-3"})) > 3000
+        encoding.error = RuntimeError("broken")
+        assert counted(ask_chat(words)) > 3000
+        assert counted(ask_message(words)) > 3000
 
 
 def test_legacy_completions_and_embeddings():

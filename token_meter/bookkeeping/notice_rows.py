@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -114,15 +115,16 @@ def note_credit(
 
 
 def _what_now(customer: str, *, blocks: bool) -> dict[str, Any]:
+    who = shlex.quote(customer)
     if blocks:
         said = (
-            f"calls are refused. To grant more: token-meter credits grant {customer} AMOUNT; to let them go on: "
-            f"token-meter credits policy {customer} overage"
+            f"calls are refused. To grant more: token-meter credits grant {who} AMOUNT; to let them go on: "
+            f"token-meter credits policy {who} overage"
         )
         return {"policy": "block", "what_now": said}
     said = (
         "calls go on, and what is beyond the credit is invoiced. To refuse them: token-meter credits policy "
-        f"{customer} block"
+        f"{who} block"
     )
     return {"policy": "overage", "what_now": said}
 

@@ -1,8 +1,8 @@
 """How many tokens a request may take, before it is sent: the worst case, and what it most likely does not pass.
 
-The worst case holds whatever the model does: a token is at least one byte of text, an answer is never longer than the
-context window. What nobody can know before (files by id, earlier responses, tools of the provider that fetch text)
-counts as the whole context window, once more for each call of such a tool.
+The worst case holds whatever the model does: a token is at least one byte of text, besides what the provider adds, and
+an answer is never longer than the context window. What nobody can know before (files, earlier responses, tools of the
+provider that fetch text) counts as the whole context window, once more for each call of such a tool.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def worst(ask: Ask, window: int | None) -> Bound | Unbounded:
     limitless = [name for name, most in ask.calls if most is None]
     if limitless or ask.passes is None:
         what = ", ".join(limitless or ask.opaque)
-        return Unbounded(f"{what} may be called any number of times: set max_tool_calls or max_uses")
+        return Unbounded(
+            f"{what} may have the model read its context any number of times: set max_tool_calls, or max_uses of a tool"
+        )
     calls = {name: most for name, most in ask.calls if most is not None}
     if (ask.opaque or ask.size is None) and window is None:
         what = ", ".join(ask.opaque) or "the request"
@@ -60,7 +62,7 @@ def worst(ask: Ask, window: int | None) -> Bound | Unbounded:
     if ask.opaque or ask.size is None:
         counted = (window or 0) * ask.passes
     else:
-        counted = ask.size if window is None else min(ask.size, window)
+        counted = ask.size + ask.added if window is None else min(ask.size + ask.added, window)
     output = 0
     if ask.produces:
         given = [most for most in (ask.output_max, window) if most is not None]
@@ -68,14 +70,19 @@ def worst(ask: Ask, window: int | None) -> Bound | Unbounded:
     return Bound(counted, output, calls)
 
 
-def likely(ask: Ask, window: int | None, learned: Learned, *, customer: str | None, model: str) -> Bound:
+def likely(
+    ask: Ask, window: int | None, learned: Learned, *, customer: str | None, model: str, tokenize: bool = False
+) -> Bound:
     """What the request most likely does not pass: by what this customer's calls of the model took before.
 
-    Reasoning that nobody sees is reserved in full, up to the model's context window, until it is learned.
+    Reasoning that nobody sees is reserved in full, up to the model's context window, until it is learned. `tokenize`
+    counts the input with a tokeniser, where there is one, instead of by the bytes.
     """
-    ratio = learned.tokens_per_kilobyte(model)
-    per_kilobyte = ratio.percentile if len(ratio) >= ENOUGH else TOKENS_PER_KILOBYTE
-    counted = -(-(ask.size or 0) * per_kilobyte // 1000)
+    counted = _counted(ask) if tokenize else None
+    if counted is None:
+        ratio = learned.tokens_per_kilobyte(model)
+        per_kilobyte = ratio.percentile if len(ratio) >= ENOUGH else TOKENS_PER_KILOBYTE
+        counted = -(-(ask.size or 0) * per_kilobyte // 1000)
     if ask.opaque or ask.size is None:
         before = learned.input(customer, model)
         counted = max(counted, before.percentile if len(before) else counted + OPAQUE_UNLEARNED)
@@ -90,3 +97,15 @@ def likely(ask: Ask, window: int | None, learned: Learned, *, customer: str | No
         guess = window or OUTPUT_UNLEARNED
     given = [most for most in (ask.output_max, guess, window) if most is not None]
     return Bound(counted, min(given) * ask.choices, calls)
+
+
+def _counted(ask: Ask) -> int | None:
+    """The input by a tokeniser; None where it cannot be counted, for whatever reason: the bytes are as good."""
+    if ask.tokens is None:
+        return None
+    try:
+        return ask.tokens()
+    except BaseException as error:  # tiktoken's native part raises panics, which are no Exceptions
+        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            raise
+        return None

@@ -50,7 +50,8 @@ class Budget:
     (provider, publisher, model, operation), or any dimension; `*` gives each value a budget of its own, a pattern like
     gpt-4o* is one budget for all that fit; a call without the key is not concerned. `measure` says what is counted,
     `enforce` how: "strict" refuses a call whose worst case does not fit, "bounded" one whose likely cost does not,
-    "soft" none. `cut_off` ends a stream when what was held for it is used up. `mode` is that of the events it counts.
+    "soft" none. `cut_off` ends a stream when what was held for it is used up. `tokenize` counts the input with a
+    tokeniser, where there is one, for "bounded". `mode` is that of the events it counts.
     """
 
     scope: tuple[tuple[str, str], ...] = ()
@@ -62,6 +63,7 @@ class Budget:
     enforce: Enforce = "bounded"
     unpriced: Unpriced = "block"
     cut_off: bool = False
+    tokenize: bool = False
     thresholds: tuple[int, ...] = THRESHOLDS
     mode: str = "live"
     name: str = ""
@@ -110,7 +112,7 @@ class Budget:
         return cls(
             scope=scope, limit=limit, measure=measure, currency=currency, window=window, time_zone=zone,
             enforce=enforce, unpriced=unpriced,
-            cut_off=bool(given.get("cut_off")), thresholds=thresholds,
+            cut_off=bool(given.get("cut_off")), tokenize=bool(given.get("tokenize")), thresholds=thresholds,
             mode=str(given.get("mode") or "live"), name=str(given.get("name") or "")[:200],
         )  # fmt: skip
 
@@ -120,8 +122,8 @@ class Budget:
             "id": self.id, "name": self.name, "scope": dict(self.scope), "measure": self.measure,
             "limit": plain(self.limit), "currency": self.currency if self.is_money else None,
             "window": str(self.window), "time_zone": self.time_zone, "enforce": self.enforce,
-            "unpriced": self.unpriced, "cut_off": self.cut_off, "thresholds": list(self.thresholds),
-            "mode": self.mode,
+            "unpriced": self.unpriced, "cut_off": self.cut_off, "tokenize": self.tokenize,
+            "thresholds": list(self.thresholds), "mode": self.mode,
         }  # fmt: skip
 
     @property

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, select
 
 from token_meter.bookkeeping.notice_rows import write_notice
 from token_meter.budgets.budget import Budget
+from token_meter.budgets.command import command_of
 from token_meter.budgets.holding import Key
 from token_meter.budgets.snapshot import Snapshot
 from token_meter.ledger.rows import EPOCH, MICROSECOND
@@ -92,7 +93,7 @@ def about(budget: Budget, key: Key, spent: int) -> dict[str, Any]:
         "enforce": budget.enforce,
         "window": str(budget.window),
         "since": None if key[2] < 0 else (EPOCH + MICROSECOND * key[2]).isoformat(),
-        "change_it": f"token-meter budgets set {plain(budget.limit)} ... (see `token-meter budgets show {budget.id}`)",
+        "change_it": command_of(budget),
     }
 
 

@@ -87,6 +87,8 @@ class Holding(NamedTuple):
     budgets: tuple[Budget, ...]
     parts: tuple[Part, ...]
     size: int
+    """Bytes of text of the request; 0 where it names what was not measured: it teaches nothing of bytes and tokens."""
+
     process: int
     cut: tuple[Budget, str, int] | None = None
     """The budget (and whose) that ends a stream when it has shown so many tokens."""
@@ -243,7 +245,8 @@ class Gate:
                 credit = CreditAsk(caller.mode, caller.customer, policy.currency, place)
         entries.sort(key=lambda each: each[0].key)
         parts = tuple(part for part, _, _ in entries)
-        holding = Holding(id, caller, tuple(budget for _, budget, _ in entries), parts, ask.size or 0, os.getpid(),
+        holding = Holding(id, caller, tuple(budget for _, budget, _ in entries), parts,
+                          0 if ask.opaque else ask.size or 0, os.getpid(),
                           needs.cut([(budget, part.subject) for part, budget, _ in entries]))  # fmt: skip
         who = json.dumps({
             "customer": caller.customer, "provider": caller.provider, "model": caller.model,

@@ -27,13 +27,13 @@ class Needs:
         self._learned = learned
         self._at = EPOCH + timedelta(microseconds=now)
         self._window = rates.window(caller)
-        self._bounds: dict[str, Bound | Unbounded] = {}
+        self._bounds: dict[tuple[Enforce, bool], Bound | Unbounded] = {}
 
     def of(self, budget: Budget, whose: str) -> int:
         """The amount to hold. Raises BudgetExceeded where there is none."""
         if budget.measure == "requests":
             return 1
-        bound = self._bound(budget.enforce)
+        bound = self._bound(budget)
         if isinstance(bound, Unbounded):
             raise refusal.no_bound(budget.label, whose, bound.why)
         amount = self._needed(budget, self._caller, bound)
@@ -52,19 +52,22 @@ class Needs:
             (budget, subject, bound.output)
             for budget, subject in entries
             if budget.cut_off and budget.enforce != "soft"
-            and isinstance(bound := self._bound(budget.enforce), Bound) and bound.output
+            and isinstance(bound := self._bound(budget), Bound) and bound.output
         ]  # fmt: skip
         return min(found, key=lambda each: each[2], default=None)
 
-    def _bound(self, enforce: Enforce) -> Bound | Unbounded:
-        if enforce not in self._bounds:
-            caller = self._caller
-            self._bounds[enforce] = (
-                worst(self._ask, self._window)
-                if enforce == "strict"
-                else likely(self._ask, self._window, self._learned, customer=caller.customer, model=caller.model or "")
-            )
-        return self._bounds[enforce]
+    def _bound(self, budget: Budget) -> Bound | Unbounded:
+        kind = budget.enforce, budget.tokenize
+        if kind not in self._bounds:
+            self._bounds[kind] = worst(self._ask, self._window) if budget.enforce == "strict" else self._likely(budget)
+        return self._bounds[kind]
+
+    def _likely(self, budget: Budget) -> Bound:
+        caller = self._caller
+        return likely(
+            self._ask, self._window, self._learned,
+            customer=caller.customer, model=caller.model or "", tokenize=budget.tokenize,
+        )  # fmt: skip
 
     def _needed(self, budget: Budget, caller: Caller, bound: Bound) -> int | None:
         asked = self._ask.context

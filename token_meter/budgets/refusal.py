@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from decimal import Decimal
 
 from token_meter.budgets.budget import Budget
+from token_meter.budgets.command import command_of
 from token_meter.budgets.hold import CREDIT_DECIMALS, Part, Verdict
 from token_meter.budgets.policy import CreditPolicy
 from token_meter.budgets.window import Span
@@ -22,11 +24,16 @@ def no_room(budget: Budget, subject: str, part: Part, verdict: Verdict, span: Sp
     begins = f" It begins anew at {resets_at:%Y-%m-%dT%H:%M:%SZ}." if resets_at is not None else ""
     if budget.window.length:
         begins = f" It frees itself over {budget.window}."
-    under_way = f" and {_shown(budget, held)} held by calls under way" if held else ""
+    under_way = f" and {_shown(budget, budget.amount(verdict.held))} held by calls under way" if verdict.held else ""
+    if verdict.lost:
+        under_way += (
+            f" and {_shown(budget, budget.amount(verdict.lost))} charged for calls that nobody knows the end of "
+            "(`token-meter budgets holds --lost`)"
+        )
     return BudgetExceeded(
         f"the budget {budget.label!r} of {budget.whose(subject)} leaves no room for this call: it may take "
         f"{_shown(budget, needed)}, and {_shown(budget, spent)} of {_shown(budget, budget.limit)} is spent{under_way}."
-        f"{begins} To raise it: {_command(budget)}",
+        f"{begins} To raise it: `{command_of(budget)}`",
         budget=budget.label, scope=budget.whose(subject), unit=_unit(budget), limit=budget.limit, spent=spent,
         held=held, needed=needed, resets_at=resets_at, retry_after=_after(resets_at, now),
     )  # fmt: skip
@@ -37,7 +44,7 @@ def used_up(budget: Budget, subject: str, tokens: int) -> BudgetExceeded:
     return BudgetExceeded(
         f"the stream was ended: the {tokens:,} tokens of output that {budget.label!r} of {budget.whose(subject)} held "
         "for it are used up. What it has shown is billed. Name a larger maximum of output tokens, raise the budget, or "
-        f"let streams run on: {_command(budget)} without --cut-off",
+        f"let streams run on: `{command_of(budget, cut_off=False)}`",
         budget=budget.label, scope=budget.whose(subject), unit=_unit(budget), limit=budget.limit,
     )  # fmt: skip
 
@@ -66,11 +73,12 @@ def no_credit(customer: str, policy: CreditPolicy, part: Part, verdict: Verdict)
         for each in (part.amount, verdict.limit, verdict.spent, verdict.held + verdict.lost)
     )
     left = EXACT.subtract(balance, total([pending, held]))
+    who = shlex.quote(customer)
     return BudgetExceeded(
         f"the prepaid credit of {customer} does not cover this call: it may take {plain(needed)} {policy.currency}, "
         f"and {plain(max(left, ZERO))} is left ({plain(balance)} less {plain(pending)} used just now and {plain(held)} "
-        f"held by calls under way). Grant more with `token-meter credits grant {customer} AMOUNT`, or let it run "
-        f"on with `token-meter credits policy {customer} overage`",
+        f"held by calls under way). Grant more with `token-meter credits grant {who} AMOUNT`, or let it run "
+        f"on with `token-meter credits policy {who} overage`",
         budget="credit", scope=f"customer={customer}", unit=policy.currency, limit=balance, spent=pending, held=held,
         needed=needed,
     )  # fmt: skip
@@ -79,7 +87,7 @@ def no_credit(customer: str, policy: CreditPolicy, part: Part, verdict: Verdict)
 def paused(customer: str) -> BudgetExceeded:
     """A customer is paused."""
     return BudgetExceeded(
-        f"{customer} is paused: no call is made for them until `token-meter customers resume {customer}`",
+        f"{customer} is paused: no call is made for them until `token-meter customers resume {shlex.quote(customer)}`",
         budget="paused", scope=f"customer={customer}",
     )  # fmt: skip
 
@@ -99,13 +107,6 @@ def _unit(budget: Budget) -> str:
 
 def _shown(budget: Budget, amount: Decimal) -> str:
     return f"{plain(amount)} {_unit(budget)}" if budget.is_money else f"{int(amount):,} {_unit(budget)}"
-
-
-def _command(budget: Budget) -> str:
-    scope = "".join(f" --for {name}={value}" for name, value in budget.scope)
-    counted = "" if budget.measure == "charge" else f" --of {budget.measure}"
-    soft = " --enforce soft" if budget.enforce == "soft" else f" --enforce {budget.enforce}"
-    return f"`token-meter budgets set LIMIT{scope} --per {budget.window}{counted}{soft}`"
 
 
 def _after(moment: datetime | None, now: int) -> float | None:

@@ -68,6 +68,9 @@ def set_budget(
     cut_off: Annotated[
         bool, typer.Option("--cut-off", help="End a stream when what was held for it is used up.")
     ] = False,
+    tokenize: Annotated[
+        bool, typer.Option("--tokenize", help="Count the input of OpenAI's models with tiktoken before each call.")
+    ] = False,
     threshold: Annotated[
         list[int] | None,
         typer.Option("--threshold", metavar="PERCENT", help="Tell when so much is spent. Default: 50, 80, 100."),
@@ -87,8 +90,8 @@ def set_budget(
         wanted["customer"] = customer
     given = {
         "limit": limit, "scope": wanted, "window": per, "measure": of, "enforce": enforce, "currency": currency,
-        "time_zone": time_zone, "unpriced": unpriced, "cut_off": cut_off, "name": name, "mode": read_mode(mode),
-        "thresholds": threshold or THRESHOLDS,
+        "time_zone": time_zone, "unpriced": unpriced, "cut_off": cut_off, "tokenize": tokenize, "name": name,
+        "mode": read_mode(mode), "thresholds": threshold or THRESHOLDS,
     }  # fmt: skip
     try:
         budget = Budget.read(given)

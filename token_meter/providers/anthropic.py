@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any, ClassVar, Final
 
-from token_meter.providers.asking import Ask, limit_of, measured, tools_of
+from token_meter.providers.asking import ADDED, Ask, limit_of, measured, tools_of
 from token_meter.providers.base import Body, Endpoint, Fold, Reading, fit, mapping, tells_counts, text, whole
 from token_meter.providers.sse import events
 from token_meter.usage import Usage
@@ -133,20 +133,37 @@ class MessageFold(Fold):
 
 _TEXT: Final = re.compile(rb'"(?:text|thinking|partial_json)":\s*"((?:[^"\\]|\\.)*)"')
 
-_TOLD: Final = frozenset({"cache_control", "container", "file_id", "mcp_servers"})
-_SEARCH, _FETCH, _RUN = "web_search", "web_fetch", "code_execution"
+_TOLD: Final = frozenset({
+    "cache_control", "container", "context_management", "fallbacks", "file_id", "mcp_servers",
+})  # fmt: skip
+_AGAIN: Final = ("mcp_servers", "context_management", "fallbacks")
+"""These have the model read again (compaction), or another model read too, as often as they like."""
+
+_SEARCH: Final = "web_search"
+_CLIENT_TOOLS: Final = ("custom", "bash", "text_editor", "computer", "memory")
+"""The caller's own machine runs these. All others with a type are the provider's."""
+
+_ADDED_FOR_TOOLS: Final = 1_024
+"""Anthropic's documentation names up to 530 tokens of system text once there are tools, or a format of the output."""
+
+_ADDED_PER_TYPED_TOOL: Final = 2_048
+"""And up to 735 for the definition of a tool that is named by its type."""
 
 
 def ask_message(body: Body) -> Ask:
     """`max_tokens` covers thinking as well; the provider's own tools may be called `max_uses` times."""
     size, told = measured(body, _TOLD)
     unknown, calls = [name for name in told if name != "cache_control"], []
-    uses: list[int | None] = [None] if "mcp_servers" in told else []
+    uses: list[int | None] = [None] if any(name in told for name in _AGAIN) else []
+    formatted = "output_config" in body or "output_format" in body
+    added = ADDED + (_ADDED_FOR_TOOLS if formatted or body.get("tools") else 0)
     for tool in tools_of(body):
         kind = str(tool.get("type") or "custom")
-        if kind.startswith((_SEARCH, _FETCH, _RUN)):
+        added += _ADDED_PER_TYPED_TOOL if kind != "custom" else 0
+        if not kind.startswith(_CLIENT_TOOLS):
             unknown.append(f"tool {kind}")
-            uses.append(limit_of(tool, "max_uses"))
+            # An advisor is a model of its own, at a price of its own.
+            uses.append(None if kind.startswith("advisor") else limit_of(tool, "max_uses"))
         if kind.startswith(_SEARCH):
             calls.append(("web_search", limit_of(tool, "max_uses")))
     if _has_linked_file(body):
@@ -166,6 +183,7 @@ def ask_message(body: Body) -> Ask:
         passes=None if None in uses else 1 + sum(each or 0 for each in uses),
         types=("cache_write_5m", "cache_write_1h") if "cache_control" in told else (),
         context={name: value for name, value in context.items() if value is not None},
+        added=added,
     )
 
 

@@ -6,7 +6,7 @@ fields, whatever their size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from token_meter.providers.base import Body, mapping
@@ -17,16 +17,24 @@ NODES_MAX: Final = 50_000
 BYTES_PER_FIELD: Final = 8
 """What a field adds besides its text: quotes, brackets, the tokens that begin a message."""
 
+ADDED: Final = 256
+"""Tokens that a provider shows the model besides the request: what begins a conversation, how tools are called."""
+
+INLINE: Final = "inline file"
+"""A picture, sound or document within the request: what it is billed has nothing to do with its bytes."""
+
 
 class Ask(NamedTuple):
     """What bounds the cost of a request.
 
-    `size`: bytes of all that the model may be shown (None: too many fields to count). `output_max`: tokens that one of
+    `size`: bytes of all text that the model may be shown (None: too many fields to count). `added`: tokens that the
+    provider adds to it, at the most. `output_max`: tokens that one of
     `choices` may have, reasoning included. `thinks`: it asks for reasoning. `opaque`: fields whose cost nobody knows
     before (files, earlier responses, tools that fetch text). `calls`: tools of the provider that are billed by call,
     and how often at most (None: as often as the model likes). `types`: token types other than text that may be billed.
     `passes`: how often at most the model reads its context (None: as often as it likes), because such tools make it
-    read again. `context` is a price context as events have it. `produces`: whether there is output at all.
+    read again. `context` is a price context as events have it. `produces`: whether there is output at all. `tokens`
+    counts the input with a tokeniser, in its own time, where there is one for the model (else it returns None).
     """
 
     size: int | None
@@ -39,13 +47,21 @@ class Ask(NamedTuple):
     passes: int | None = 1
     context: Mapping[str, Any] = {}
     produces: bool = True
+    tokens: Callable[[], int | None] | None = None
+    added: int = ADDED
 
+
+_MEDIA: Final = frozenset({"media_type", "mimeType", "mime_type"})
+"""Beside these a field `data` is a file: in Anthropic's and Google's dialects."""
+
+_HEAD_CHARACTERS: Final = 256
 
 UNKNOWN: Final = Ask(None, opaque=("the whole request",))
 
 
 def measured(body: Body, opaque: frozenset[str]) -> tuple[int | None, tuple[str, ...]]:
-    """The bytes of every text and name in a request, and which of its fields are among the `opaque` ones."""
+    """The bytes of every text and name in a request, and which of its fields are among the `opaque` ones, whose values
+    are not measured: they are no text, or not all that the model is shown."""
     size, left = 0, NODES_MAX
     found: dict[str, None] = {}
     waiting: list[Any] = [body]
@@ -55,22 +71,28 @@ def measured(body: Body, opaque: frozenset[str]) -> tuple[int | None, tuple[str,
         if left < 0:
             return None, tuple(found)
         if type(each) is str:
-            size += BYTES_PER_FIELD + (len(each) if each.isascii() else len(each.encode(errors="replace")))
+            if each.startswith("data:") and ";base64," in each[:_HEAD_CHARACTERS]:
+                found[INLINE] = None
+            else:
+                size += BYTES_PER_FIELD + (len(each) if each.isascii() else len(each.encode(errors="replace")))
         elif isinstance(each, dict):
+            inline = not _MEDIA.isdisjoint(each)
             for name, value in each.items():
                 size += len(str(name))
                 if name in opaque and value:
                     found[name] = None
-                waiting.append(value)
+                elif inline and name == "data":
+                    found[INLINE] = None
+                else:
+                    waiting.append(value)
         elif isinstance(each, (list, tuple)):
             waiting.extend(each)
         elif isinstance(each, (bytes, bytearray)):
-            size += len(each)
-            found["inline file"] = None
+            found[INLINE] = None
         elif each is None or isinstance(each, (int, float)):
             size += BYTES_PER_FIELD
         else:
-            found["inline file"] = None  # an open file, or an object of the caller's
+            found[INLINE] = None  # an open file, or an object of the caller's
     return size, tuple(found)
 
 

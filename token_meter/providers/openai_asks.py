@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from token_meter.providers.asking import UNKNOWN, Ask, count_of, limit_of, measured, tools_of
 from token_meter.providers.base import Body, mapping
+from token_meter.providers.tokeniser import tokens_of
 
 _OPAQUE: Final = frozenset({
     "conversation", "file_data", "file_id", "file_ids", "file_url", "image_url", "input_audio", "previous_response_id",
 })  # fmt: skip
 _PLAIN_COMPLETION: Final = 16
 """What a legacy completion produces unless told otherwise (API reference, `max_tokens`)."""
+
+_CLIENT_TOOLS: Final = ("function", "custom", "local_shell", "apply_patch", "computer")
+"""The caller's own machine runs these."""
 
 _HOSTED: Final = {
     "code_interpreter": "code_interpreter", "file_search": "file_search", "image_generation": "image_generation",
@@ -39,6 +43,7 @@ def ask_chat(body: Body) -> Ask:
             *(("output_audio",) if audio else ()),
         ),
         context=_context(body),
+        tokens=_counter(body),
     )
 
 
@@ -49,8 +54,9 @@ def ask_completion(body: Body) -> Ask:
     prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
     choices = max(count_of(body.get("n")), count_of(body.get("best_of"))) * prompts
     return Ask(
-        size, limit_of(body, "max_tokens") or _PLAIN_COMPLETION, choices=choices, opaque=opaque, context=_context(body)
-    )
+        size, limit_of(body, "max_tokens") or _PLAIN_COMPLETION, choices=choices, opaque=opaque, context=_context(body),
+        tokens=_counter(body),
+    )  # fmt: skip
 
 
 def ask_response(body: Body) -> Ask:
@@ -62,7 +68,8 @@ def ask_response(body: Body) -> Ask:
     unknown = [*opaque]
     for tool in tools_of(body):
         kind = str(tool.get("type") or "")
-        if kind in ("function", "custom"):
+        if kind.startswith(_CLIENT_TOOLS):
+            unknown += [] if kind in ("function", "custom") else [f"tool {kind}"]  # their definitions are not told
             continue
         name = "web_search" if kind.startswith("web_search") else _HOSTED.get(kind)
         if name is not None:
@@ -81,13 +88,14 @@ def ask_response(body: Body) -> Ask:
         types=("cache_write_30m",),
         passes=passes,
         context=_context(body),
+        tokens=_counter(body),
     )
 
 
 def ask_embedding(body: Body) -> Ask:
     """Embeddings have input only."""
     size, opaque = measured(body, _OPAQUE)
-    return Ask(size, opaque=opaque, produces=False)
+    return Ask(size, opaque=opaque, produces=False, tokens=_counter(body))
 
 
 def ask_image(body: Body) -> Ask:
@@ -98,6 +106,10 @@ def ask_image(body: Body) -> Ask:
 def ask_audio(body: Body) -> Ask:
     """Speech and transcription: how long the sound is, nobody knows before."""
     return UNKNOWN._replace(types=("input_audio", "output_audio"))
+
+
+def _counter(body: Body) -> Callable[[], int | None]:
+    return lambda: tokens_of(body)
 
 
 def _context(body: Mapping[str, Any]) -> Mapping[str, Any]:

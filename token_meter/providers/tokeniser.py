@@ -1,8 +1,9 @@
 """OpenAI's own tokeniser, tiktoken, for the input of an estimate: only where it is installed and its data is here.
 
 Nothing is ever downloaded. `recount_of` runs in the caller's thread and looks, without importing anything, whether
-there can be an encoding; what it returns is called in another thread, which imports tiktoken and counts. Data is taken
-from where tiktoken keeps it: its registry of loaded encodings, or its cache folder.
+there can be an encoding; what it returns is called in another thread, which imports tiktoken and counts. `tokens_of`
+counts at once, for budgets that ask for it. Data is taken from where tiktoken keeps it: its registry of loaded
+encodings, or its cache folder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import lru_cache
 from types import FunctionType
 from typing import Any, Final
 
-from token_meter.providers.base import Call, Reading
+from token_meter.providers.base import Body, Call, Reading
 from token_meter.providers.estimate import ESTIMATOR, estimate, sent_body
 from token_meter.providers.prompt import prompt_tokens
 from token_meter.providers.publishers import publisher_of
@@ -64,7 +65,7 @@ class Recount:
     def __call__(self) -> tuple[Usage, str] | None:
         """The usage and who estimated it; None when there is no encoding for the model, or no prompt."""
         body, self._body = self._body, b""
-        encoding = self._encoding()
+        encoding = _known_encoding(self._model, self._supply)
         if encoding is None:
             return None
         request = json.loads(body)
@@ -76,16 +77,33 @@ class Recount:
         output = estimate(input_bytes=0, output_bytes=self._output_bytes)
         return Usage(input=tokens) + output, f"tiktoken:{encoding.name}+{ESTIMATOR}"
 
-    def _encoding(self) -> Any:
-        encoding = None
-        try:
-            encoding = encoding_of(self._model)
-        finally:
-            if encoding is None:  # not here, or broken: looking again would give the same
-                if len(_missed) >= MODELS_REMEMBERED_MAX:
-                    _missed.clear()
-                _missed[self._model] = self._supply
-        return encoding
+
+def tokens_of(request: Body) -> int | None:
+    """The input tokens of a request that is about to be sent; None where nothing at hand can count them.
+
+    In the caller's thread, for those who asked for it: budgets with `tokenize`. Files and what the provider fetches
+    count as `prompt` says, which is a guess.
+    """
+    model = request.get("model")
+    if not isinstance(model, str) or publisher_of(model) != "openai" or not _is_installed():
+        return None
+    supply = _supply()
+    if not supply or _missed.get(model) == supply:
+        return None
+    encoding = _known_encoding(model, supply)
+    return None if encoding is None else prompt_tokens(request, lambda text: count_tokens(encoding, text))
+
+
+def _known_encoding(model: str, supply: Supply) -> Any:
+    encoding = None
+    try:
+        encoding = encoding_of(model)
+    finally:
+        if encoding is None:  # not here, or broken: looking again would give the same
+            if len(_missed) >= MODELS_REMEMBERED_MAX:
+                _missed.clear()
+            _missed[model] = supply
+    return encoding
 
 
 def encoding_of(model: str) -> Any:
