@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
                     "invoice_book invoice_desk invoice_rows "
                     "lazy notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments "
                     "settings shipped_books subscription_rows verification"),
-    ("budgets", ". amounts bound budget command crossing desk door following gate hold holding learned memory_store needs policy postgresql_store rates refusal rows snapshot sqlite_store stores tidings window"),
+    ("budgets", ". amounts bound budget command crossing desk door following gate history hold holding learned memory_store needs policy postgresql_store rates refusal rows snapshot sqlite_store stores tidings window"),
     ("notices", ". desk endpoint herald post postman"),
     # 4: what users hold in their hands.
     ("", "charging customer health lines meter reconcile recorder telling"),

@@ -104,33 +104,41 @@ class Charging(ABC):
         *,
         per: str = "month",
         of: Literal["charge", "cost", "tokens", "requests"] = "charge",
-        enforce: Literal["strict", "bounded", "soft"] = "bounded",
+        enforce: Literal["strict", "bounded", "soft"] | None = None,
         currency: str = "USD",
-        time_zone: str = "UTC",
+        time_zone: str | None = None,
         scope: Mapping[str, str] | None = None,
-        unpriced: Literal["block", "dearest", "allow"] = "block",
-        cut_off: bool = False,
-        tokenize: bool = False,
-        name: str = "",
+        unpriced: Literal["block", "dearest", "allow"] | None = None,
+        cut_off: bool | None = None,
+        tokenize: bool | None = None,
+        thresholds: Sequence[int] | None = None,
+        name: str | None = None,
+        if_missing: bool = False,
     ) -> Budget:
         """Limit what may be spent: a call that does not fit raises BudgetExceeded before anything is sent.
 
         `customer` is one, `"*"` for one budget of each, or None; `scope` narrows it further, by any dimension
         (`{"key": "*"}`). `per`: hour, day, week, month (of `time_zone`), lifetime, plan, or a rolling duration (24h).
         `of`: what is counted. `enforce`: "strict" refuses a call whose worst case does not fit, "bounded" one whose
-        likely cost does not, "soft" none. `tokenize` counts the input of OpenAI's models with tiktoken before a call.
-        One of the same scope, measure and window is changed. Raises InvalidBudget.
-        """
-        from token_meter.budgets.budget import Budget
+        likely cost does not (the default), "soft" none. `unpriced`: what a model without a price does ("block").
+        `cut_off` ends a stream when what was held for it is used up. `tokenize` counts the input of OpenAI's models
+        with tiktoken before a call.
 
-        given = dict(scope or {}) if customer is None else {**(scope or {}), "customer": customer}
-        return self.budgets.set(
-            Budget.read({
-                "scope": given, "limit": limit, "window": per, "measure": of, "enforce": enforce, "currency": currency,
-                "time_zone": time_zone, "unpriced": unpriced, "cut_off": cut_off, "tokenize": tokenize, "name": name,
-                "mode": self._mode,
-            })
-        )  # fmt: skip
+        One of the same scope, measure, currency and window is changed, and keeps what is not given here; `if_missing`
+        leaves it as it is. Counts at the next call of this program, and within a second in others.
+
+        Raises InvalidBudget.
+        """
+        given = {
+            "enforce": enforce, "time_zone": time_zone, "unpriced": unpriced, "cut_off": cut_off,
+            "tokenize": tokenize, "thresholds": thresholds, "name": name,
+        }  # fmt: skip
+        whose = dict(scope or {}) if customer is None else {**(scope or {}), "customer": customer}
+        wanted = {
+            **{field: value for field, value in given.items() if value is not None},
+            "scope": whose, "limit": limit, "window": per, "measure": of, "currency": currency, "mode": self._mode,
+        }  # fmt: skip
+        return self.budgets.change(wanted, if_missing=if_missing)[1]
 
     def credit(
         self,

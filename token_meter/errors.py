@@ -24,7 +24,7 @@ TokenMeterError
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -45,19 +45,27 @@ class MeteringUnavailable(TokenMeterError):
     """The SDK is a supported one, but the hook that metering needs is not there."""
 
 
+REFUSALS: Final = (
+    "budget", "credit", "paused", "unpriced", "currency", "no_worst_case", "unreachable", "cut_off", "unknown",
+)  # fmt: skip
+"""Why a call is refused: `BudgetExceeded.reason`."""
+
+
 class BudgetExceeded(TokenMeterError):
     """A budget set by the operator leaves no room for this call: nothing was sent, and nothing is billed.
 
-    (Raised by a stream: its budget was used up while it ran; what it had produced is billed.) `budget` is what refused
-    ("credit", "paused", or the budget's label), `scope` whose it is, `limit`, `spent` and `held` are decimals of
-    `unit`, `needed` is what this call was taken to need, `resets_at` when the window ends (None: not by itself), and
-    `retry_after` so many seconds.
+    (Raised by a stream: its budget was used up while it ran; what it had produced is billed.) `reason` says why, one of
+    `REFUSALS`; `budget` is what refused ("credit", "paused", "unreachable", or the budget's label), `scope` whose it
+    is, `limit`, `spent` and `held` are decimals of `unit`, `needed` is what this call was taken to need, `resets_at`
+    when waiting helps (None: it does not), and `retry_after` so many seconds; `command` is what an operator would type.
+    What does not apply is None. The message is for operators: show your customers one of your own.
     """
 
     def __init__(
         self,
         message: str,
         *,
+        reason: str = "budget",
         budget: str = "",
         scope: str = "",
         unit: str = "",
@@ -67,8 +75,10 @@ class BudgetExceeded(TokenMeterError):
         needed: Decimal | None = None,
         resets_at: datetime | None = None,
         retry_after: float | None = None,
+        command: str | None = None,
     ) -> None:
         super().__init__(message)
+        self.reason = reason
         self.budget = budget
         self.scope = scope
         self.unit = unit
@@ -78,6 +88,7 @@ class BudgetExceeded(TokenMeterError):
         self.needed = needed
         self.resets_at = resets_at
         self.retry_after = retry_after
+        self.command = command
 
 
 class NoLedger(TokenMeterError):

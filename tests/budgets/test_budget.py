@@ -69,7 +69,7 @@ def test_windows_follow_each_other_without_a_gap(kind, zone, moment):
         ("Month", "month"),
         ("60s", "1m"),
         ("minute", "1m"),
-        ("rolling 24h", "1d"),
+        ("rolling 24h", "24h"),
         ("rolling:90s", "90s"),
         ("30d", "30d"),
     ],

@@ -21,6 +21,7 @@ from tests.tokeniser_kit import Gated, loaded
 from token_meter import Meter
 from token_meter.budgets.hold import Unreachable
 from token_meter.budgets.policy import CreditPolicy
+from token_meter.budgets.sqlite_store import BUSY_SECONDS
 from token_meter.errors import BudgetExceeded
 from token_meter.testing.provider import LoopbackProvider
 
@@ -91,16 +92,85 @@ def test_a_call_that_does_not_fit_is_refused_before_anything_is_sent(team):
     error = refused.value
     assert team.requests == 0
     assert (error.budget, error.scope, error.unit) == ("charge per day for customer=acme", "customer=acme", "USD")
-    assert (error.limit, error.spent, error.held) == (Decimal("0.00002"), 0, 0)
-    assert error.needed > error.limit and 0 < error.retry_after <= 86_400 and error.resets_at.hour == 0
-    for word in (
-        "leaves no room",
-        "0.00002 USD",
-        "begins anew at",
-        "token-meter budgets set LIMIT --for customer=acme",
-    ):
+    assert (error.reason, error.limit, error.spent, error.held) == ("budget", Decimal("0.00002"), 0, 0)
+    assert error.needed > error.limit
+    # Tomorrow it does not fit either.
+    assert error.retry_after is None and error.resets_at is None
+    for word in ("leaves no room", "more than the whole budget of 0.00002 USD: waiting does not help", error.command):
         assert word in str(error)
+    assert error.command == "token-meter budgets set LIMIT --for customer=acme --per day"
     assert team.meter.events() == []
+
+
+def test_a_call_that_fits_again_tomorrow_is_told_when(team):
+    team.meter.budget("acme", 1, of="requests", per="day")
+    client = team.openai()
+
+    with team.meter.customer("acme"):
+        client.chat.completions.create(**CHAT)
+        with pytest.raises(BudgetExceeded, match=r"1 of 1 request is spent\. It begins anew at") as refused:
+            client.chat.completions.create(**CHAT)
+
+    assert 0 < refused.value.retry_after <= 86_400 and refused.value.resets_at.hour == 0
+
+
+def test_what_this_program_sets_counts_at_its_next_call(team):
+    """Also for a customer for whom there was nothing to look up so far."""
+    client = team.openai()
+    with team.meter.customer("acme"):
+        client.chat.completions.create(**CHAT)
+        team.meter.budget("acme", 0, of="requests")
+        with pytest.raises(BudgetExceeded):
+            client.chat.completions.create(**CHAT)
+    with team.meter.customer("globex"):
+        client.chat.completions.create(**CHAT)
+        team.meter.customers.edit("globex", status="paused")
+        with pytest.raises(BudgetExceeded, match="globex is paused"):
+            client.chat.completions.create(**CHAT)
+        team.meter.customers.edit("globex", status="active")
+        client.chat.completions.create(**CHAT)
+        team.meter.budgets.policy("globex", CreditPolicy.read({"policy": "block"}))
+        with pytest.raises(BudgetExceeded, match="prepaid credit"):
+            client.chat.completions.create(**CHAT)
+
+
+def test_a_charge_in_another_currency_is_told_as_that(small):
+    small.meter.budget("acme", 100, currency="EUR")
+    client = small.openai()
+
+    with (
+        small.meter.customer("acme"),
+        pytest.raises(BudgetExceeded, match="counts EUR, and this call is charged in USD"),
+    ):
+        client.chat.completions.create(**CHAT)
+
+
+def test_callers_who_wait_for_a_locked_file_wait_together(small):
+    """Each of them for its own three seconds, and not one behind the other."""
+    small.meter.budget("acme", 1)
+    client = small.openai()
+    with small.meter.customer("acme"):
+        client.chat.completions.create(**CHAT)
+
+    def call():
+        with small.meter.customer("acme"):
+            client.chat.completions.create(**CHAT)
+
+    lock = sqlite3.connect(small.meter.ledger.file, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    try:
+        callers = [threading.Thread(target=call) for _ in range(6)]
+        began = time.monotonic()
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    finally:
+        lock.execute("ROLLBACK")
+        lock.close()
+
+    assert time.monotonic() - began < 2.5 * BUSY_SECONDS, "six of them in line would take six times as long"
+    assert small.requests == 7
 
 
 def test_a_call_that_fits_is_settled_with_what_it_cost(team):
@@ -530,7 +600,7 @@ def test_without_an_answer_calls_go_on_and_prepaid_ones_do_not(small):
         with small.meter.customer("nobody in particular"):
             client.chat.completions.create(**CHAT)
 
-    assert small.meter.health().problems["budgets cannot be looked up"] >= 2
+    assert small.meter.health().problems["the ledger does not answer: calls pass WITHOUT their budgets"] >= 1
     assert Decimal(small.standing()[0]) == sum(row.charge for row in small.meter.costs("acme", by=()))
 
 

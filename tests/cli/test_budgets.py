@@ -30,8 +30,12 @@ def test_from_a_limit_to_what_is_left(cli: Cli) -> None:
     assert cli("budgets", "show", "--customer", "acme").code == 0
     watched = cli("budgets", "watch", "--times", "1")
     assert "customer=acme" in watched.out and "······" in watched.out
-    assert cli("budgets", "set", "5", "--customer", "acme", "--name", "acme's month").out.endswith("(it was 10)\n")
-    assert cli("budgets", "reset", "acme's month").out == "0 counters begins at zero\n"
+    changed = cli("budgets", "set", "5", "--customer", "acme", "--enforce", "strict")
+    assert "it was there: limit 10 -> 5, enforce bounded -> strict" in changed.err
+    assert cli("budgets", "list", "--json").json[0]["name"] == "acme's month"
+    assert cli("budgets", "reset", "acme's month").out == "1 counter begins at zero\n"
+    assert cli("budgets", "reset", "acme's month", "--for", "key=k").err.endswith("is not by key\n")
+    assert cli("budgets", "remove", "bud_").code == 1
     assert "is gone" in cli("budgets", "remove", listed["id"][:8]).out
     assert cli("budgets", "list", "--json").json == []
 

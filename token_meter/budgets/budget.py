@@ -33,6 +33,12 @@ UNPRICED: Final = ("block", "dearest", "allow")
 EACH: Final = "*"
 """In a scope: one budget of its own for each value."""
 
+FIELDS: Final = frozenset({
+    "id", "name", "scope", "measure", "limit", "currency", "window", "time_zone", "enforce", "unpriced", "cut_off",
+    "tokenize", "thresholds", "mode",
+})  # fmt: skip
+"""What `Budget.document` writes and `Budget.read` takes."""
+
 SCOPES_MAX: Final = 8
 THRESHOLDS: Final = (50, 80, 100)
 _DECIMALS: Final = ((10**5, 12), (10**8, 9), (10**11, 6))
@@ -84,6 +90,8 @@ class Budget:
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
         """A budget from a mapping of its fields. Raises InvalidBudget naming the field and what to write."""
+        if unknown := sorted(set(given) - FIELDS):
+            raise InvalidBudget(f"a budget has no {', '.join(unknown)}: it has {', '.join(sorted(FIELDS - {'id'}))}")
         try:
             measure = _one_of(given.get("measure", "charge"), MEASURES, "measure")
             currency = currency_of(given.get("currency") or "USD")
@@ -127,9 +135,19 @@ class Budget:
         }  # fmt: skip
 
     @property
+    def named(self) -> int:
+        """How many values its scope names, instead of `*`."""
+        return sum(value != EACH for _, value in self.scope)
+
+    @property
     def is_money(self) -> bool:
         """Whether it counts money."""
         return self.measure in ("charge", "cost")
+
+    @property
+    def unit(self) -> str:
+        """What its amounts are in: a currency, tokens, or requests."""
+        return self.currency if self.is_money else self.measure
 
     @property
     def parts_max(self) -> int:
@@ -149,7 +167,7 @@ class Budget:
         """An amount for people: `12.5 USD`, `3,000 tokens`."""
         if self.is_money:
             return f"{plain(self.amount(parts))} {self.currency}"
-        return f"{parts:,} {self.measure}"
+        return f"{parts:,} {self.measure.removesuffix('s') if parts == 1 else self.measure}"
 
     def subject(self, facts: Mapping[str, str | None]) -> str | None:
         """Whose counter a call of these facts goes to; None: it is not concerned."""
@@ -173,7 +191,7 @@ class Budget:
     @property
     def label(self) -> str:
         """Its name, or what it is."""
-        return self.name or f"{self.measure} per {self.window} for {_for(self.scope)}"
+        return self.name or f"{self.measure} per {self.window.shown} for {_for(self.scope)}"
 
 
 def meets(wanted: str, value: str) -> bool:
@@ -191,14 +209,25 @@ def concerning(budgets: Iterable[Budget], facts: Mapping[str, str | None]) -> li
         subject = budget.subject(facts)
         if subject is None:
             continue
-        kind = (
-            budget.mode, tuple(name for name, _ in budget.scope), budget.measure, budget.window, budget.currency,
-            budget.enforce == "soft",
-        )  # fmt: skip
-        named = sum(value != EACH for _, value in budget.scope)
-        if kind not in found or found[kind][0] < named:
-            found[kind] = (named, budget, subject)
+        kind = _kind(budget)
+        if kind not in found or found[kind][0] < budget.named:
+            found[kind] = (budget.named, budget, subject)
     return [(budget, subject) for _, budget, subject in found.values()]
+
+
+def replaced_by(budget: Budget, facts: Mapping[str, str | None], others: Iterable[Budget]) -> Budget | None:
+    """The budget that stands in the place of one with `*` for these facts, because it names them."""
+    for other in others:
+        if other.named > budget.named and _kind(other) == _kind(budget) and other.subject(facts) is not None:
+            return other
+    return None
+
+
+def _kind(budget: Budget) -> tuple[object, ...]:
+    return (
+        budget.mode, tuple(name for name, _ in budget.scope), budget.measure, budget.window, budget.currency,
+        budget.enforce == "soft",
+    )  # fmt: skip
 
 
 def _scope(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

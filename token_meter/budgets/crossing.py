@@ -55,16 +55,23 @@ def _tell(store: Store, connection: Connection, budget: Budget, key: Key) -> int
     )  # fmt: skip
 
 
-def tell_exceeded(store: Store, connection: Connection, budget: Budget, key: Key, details: dict[str, Any]) -> bool:
-    """Write that a budget has refused a call, once for each window and limit; whether it is new."""
+def tell_exceeded(
+    store: Store, connection: Connection, budget: Budget, key: Key, period: int, details: dict[str, Any]
+) -> bool:
+    """Write that a budget has refused a call, once for each `period_of` it and limit; whether it is new."""
     mine = (spend.c.budget == key[0]) & (spend.c.subject == key[1]) & (spend.c.start == key[2])
     row = connection.execute(select(spend.c.spent, spend.c.epoch).where(mine)).first()
     if row is None:
         return False
     return write_notice(
-        store, connection, EXCEEDED, _key(EXCEEDED, budget, key, row.epoch, 0),
+        store, connection, EXCEEDED, _key(EXCEEDED, budget, (*key[:2], period), row.epoch, 0),
         {**about(budget, key, row.spent), **details}, mode=budget.mode, customer=_customer(budget, key),
     )  # fmt: skip
+
+
+def period_of(budget: Budget, key: Key, now: int) -> int:
+    """In which window a refusal falls: a rolling one has no beginning, so one of its length is told once."""
+    return now // budget.window.length if budget.window.length else key[2]
 
 
 def find_untold(connection: Connection, snapshot: Snapshot, since: int) -> Sequence[Key]:
@@ -89,9 +96,9 @@ def about(budget: Budget, key: Key, spent: int) -> dict[str, Any]:
         "subject": budget.whose(key[1]),
         "limit": plain(budget.limit),
         "spent": plain(budget.amount(spent)),
-        "unit": budget.currency if budget.is_money else budget.measure,
+        "unit": budget.unit,
         "enforce": budget.enforce,
-        "window": str(budget.window),
+        "window": budget.window.shown,
         "since": None if key[2] < 0 else (EPOCH + MICROSECOND * key[2]).isoformat(),
         "change_it": command_of(budget),
     }

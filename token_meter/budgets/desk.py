@@ -4,42 +4,40 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, select
 
+from token_meter.billing.catalogue import Catalogue
 from token_meter.bookkeeping.credit_rows import read_grants
 from token_meter.bookkeeping.customers import enter
 from token_meter.bookkeeping.notice_rows import POLICIES, balance_of
 from token_meter.bookkeeping.plan_book import read_catalogue
 from token_meter.bookkeeping.settings import write_setting
-from token_meter.budgets.amounts import taken
-from token_meter.budgets.budget import EACH, Budget, meets
-from token_meter.budgets.hold import CREDIT, CREDIT_DECIMALS, Held, Part, Request, read_parts, subject_of
+from token_meter.budgets.budget import EACH, Budget, replaced_by
+from token_meter.budgets.history import make_counter, named_of, used
+from token_meter.budgets.hold import CREDIT, CREDIT_DECIMALS, Held, Request, read_parts, subject_of
 from token_meter.budgets.policy import CreditPolicy, Policies, Unreachable
 from token_meter.budgets.rows import make_counters
 from token_meter.budgets.snapshot import Snapshot, read_snapshot, span_of
 from token_meter.budgets.stores import holds_of
-from token_meter.budgets.window import BUCKETS, ROLLING
+from token_meter.budgets.window import Span
 from token_meter.errors import InvalidBudget
-from token_meter.ledger.costs import read_costs
 from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.ledger.store import Store
 from token_meter.ledger.tables import budgets, holds, spend, state
-from token_meter.ledger.values import ANY, Filters, Search
 from token_meter.money import EXACT, plain
 
 if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger
 
-SEED_SECONDS_MIN = 3600
-"""Rolling windows shorter than this begin empty: what was used before is over before anybody notices."""
 
-_EVENT_FACTS = ("provider", "publisher", "model", "operation")
+PREFIX_MIN: Final = 8
+"""So much of an id names a budget: all of them begin alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +67,10 @@ class Standing:
         """For JSON."""
         return {
             "budget": self.budget.id, "label": self.budget.label, "subject": self.budget.whose(self.subject),
-            "limit": plain(self.budget.limit), "unit": self.budget.currency if self.budget.is_money
-            else self.budget.measure, "spent": plain(self.spent), "held": plain(self.held), "lost": plain(self.lost),
-            "available": plain(self.available), "percent": self.percent, "enforce": self.budget.enforce,
-            "window": str(self.budget.window), "since": None if self.since is None else self.since.isoformat(),
+            "limit": plain(self.budget.limit), "unit": self.budget.unit, "spent": plain(self.spent),
+            "held": plain(self.held), "lost": plain(self.lost), "available": plain(self.available),
+            "percent": self.percent, "enforce": self.budget.enforce, "window": str(self.budget.window),
+            "since": None if self.since is None else self.since.isoformat(),
             "resets_at": None if self.until is None else self.until.isoformat(),
         }  # fmt: skip
 
@@ -101,9 +99,29 @@ class BudgetDesk:
 
     # ---- budgets ----
 
+    def change(self, given: Mapping[str, Any], *, if_missing: bool = False) -> tuple[Budget | None, Budget]:
+        """Set a budget from the fields that are given, and keep the others of one of the same scope, measure, currency
+        and window: what it was (None: it is new), and what it is. `if_missing`: leave one that is there as it is.
+
+        Raises InvalidBudget.
+        """
+        wanted = Budget.read(given)
+        same = [
+            each for each in self.snapshot().in_force
+            if (each.mode, each.scope, each.measure, each.currency, each.window)
+            == (wanted.mode, wanted.scope, wanted.measure, wanted.currency, wanted.window)
+            and ("enforce" not in given or (each.enforce == "soft") == (wanted.enforce == "soft"))
+        ]  # fmt: skip
+        before = min(same, key=lambda each: each.enforce == "soft", default=None)
+        if before is None:
+            return None, self.set(wanted)
+        if if_missing:
+            return before, before
+        return before, self.set(Budget.read({**before.document(), **given}))
+
     def set(self, budget: Budget) -> Budget:
-        """Have this budget from now on; one of the same scope, measure and window is changed. What its window has used
-        already counts."""
+        """Have exactly this budget from now on, in place of one of the same scope, measure, currency and window. What
+        its window has used already counts."""
         now = self._micros()
         with self._ledger.writing() as (store, connection):
             row = {"id": budget.id, "mode": budget.mode, "created": now, "changed": now,
@@ -115,6 +133,9 @@ class BudgetDesk:
                 if other.id != budget.id and replace(other, limit=budget.limit).id == budget.id:
                     self._end(connection, other.id, now)  # counted in other parts
             self._touch(connection)
+            customer = dict(budget.scope).get("customer", EACH)
+            if "*" not in customer:
+                enter(store, connection, mode=budget.mode, customer=customer, moment=now)
         return budget
 
     def end(self, id: str) -> Budget:
@@ -141,10 +162,11 @@ class BudgetDesk:
     def standings(self, id: str | None = None, *, customer: str | None = None) -> Sequence[Standing]:
         """How the budgets stand in the windows of now, for everybody who has used them; `customer`: only theirs.
 
-        A budget for somebody in particular is there from the start.
+        A budget for somebody in particular is there from the start. Where a call has not been held yet, what the ledger
+        has recorded counts, as it will then.
         """
         now = self._micros()
-        with self._ledger.reading() as (_, connection):
+        with self._ledger.reading() as (store, connection):
             snapshot, catalogue = read_snapshot(connection), read_catalogue(connection)
             mine = snapshot.in_force if id is None else (_found(snapshot, id),)
             rows: dict[tuple[str, str], dict[int, Any]] = {}
@@ -155,29 +177,37 @@ class BudgetDesk:
             for budget in mine:
                 subjects = {subject for known, subject in rows if known == budget.id}
                 if all(value != EACH for _, value in budget.scope):
-                    subjects.add(json.dumps([value for _, value in budget.scope], separators=(",", ":")))
-                for subject in sorted(subjects):
-                    named = _named(budget, subject)
+                    subjects.add(subject_of([value for _, value in budget.scope]))
+                before = _before(store, connection, budget, catalogue, subjects, rows, customer, now)
+                for subject in sorted(subjects | before.keys()):
+                    named = named_of(budget, subject)
                     if customer is not None and named.get("customer") != customer:
                         continue
+                    if replaced_by(budget, named, snapshot.in_force) is not None:
+                        continue
                     span = span_of(budget, catalogue, named.get("customer"), now)
-                    found.append(_standing(budget, subject, span, rows.get((budget.id, subject), {})))
+                    counters = rows.get((budget.id, subject), {})
+                    found.append(_standing(budget, subject, span, counters, before.get(subject, 0)))
         return found
 
     def reset(self, id: str, *, subject: Mapping[str, str] | None = None) -> int:
         """Have what is spent in the windows under way forgotten; how many counters that were. What is held stays held.
 
-        `subject`: only for these values of the scope.
+        `subject`: only for these values of the scope. Raises InvalidBudget if the scope has no such names.
         """
+        if unknown := sorted(set(subject or ()) - dict(self.get(id).scope).keys()):
+            raise InvalidBudget(f"the budget {self.get(id).label!r} is not by {', '.join(unknown)}")
         changed = 0
         for standing in self.standings(id):
-            named = _named(standing.budget, standing.subject)
+            named = named_of(standing.budget, standing.subject)
             if subject is not None and any(named.get(name) != value for name, value in subject.items()):
                 continue
-            with self._ledger.writing() as (_, connection):
+            with self._ledger.writing() as (store, connection):
                 mine = (spend.c.budget == standing.budget.id) & (spend.c.subject == standing.subject)
-                if standing.since is not None and not standing.budget.window.length:
-                    mine &= spend.c.start == (standing.since - EPOCH) // MICROSECOND
+                if not standing.budget.window.length:
+                    start = 0 if standing.since is None else (standing.since - EPOCH) // MICROSECOND
+                    make_counters(store, connection, [((standing.budget.id, standing.subject, start), 0)])
+                    mine &= spend.c.start == start
                 values = {"spent": 0, "noted": 0, "epoch": spend.c.epoch + 1}
                 changed += connection.execute(spend.update().where(mine).values(values)).rowcount > 0
         return changed
@@ -217,13 +247,8 @@ class BudgetDesk:
             catalogue = read_catalogue(connection)
             for part in request.parts:
                 budget = snapshot.budgets.get(part.budget)
-                if _is_there(connection, part):
-                    continue
-                make_counters(store, connection, [(part.key, 0)])
-                if budget is not None:
-                    _seed(
-                        store, connection, budget, part, span_of(budget, catalogue, facts.get("customer"), request.now)
-                    )
+                span = None if budget is None else span_of(budget, catalogue, facts.get("customer"), request.now)
+                make_counter(store, connection, budget, part, span)
 
     # ---- policies ----
 
@@ -275,59 +300,43 @@ class BudgetDesk:
         return int(self._now() * 1_000_000)
 
 
-def _seed(store: Store, connection: Connection, budget: Budget, part: Part, span: Any) -> None:
-    """Count what was used in the window before the counter was there."""
-    if part.start != ROLLING:
-        spent = _used(store, connection, budget, part.subject, span.start, span.stop)
-        mine = (spend.c.budget == part.budget) & (spend.c.subject == part.subject) & (spend.c.start == part.start)
-        connection.execute(spend.update().where(mine).values(spent=spent))
-        return
-    if budget.window.seconds < SEED_SECONDS_MIN:
-        return
-    length = budget.window.length // BUCKETS
-    for number in range(BUCKETS):
-        start = part.bucket - number * length
-        spent = _used(store, connection, budget, part.subject, start, start + length)
-        if spent:
-            make_counters(store, connection, [((part.budget, part.subject, start), spent)])
+def _before(
+    store: Store,
+    connection: Connection,
+    budget: Budget,
+    catalogue: Catalogue,
+    subjects: Iterable[str],
+    rows: Mapping[tuple[str, str], Mapping[int, Any]],
+    customer: str | None,
+    now: int,
+) -> dict[str, int]:
+    """What those have used who have no counter in the window of now."""
+    if budget.window.length:
+        return {}  # its buckets are made when a call is held
+    everybody = any(value == EACH for _, value in budget.scope)
+    if not everybody:
+        [subject] = subjects
+        span = span_of(budget, catalogue, named_of(budget, subject).get("customer"), now)
+        there = budget.start(span) in rows.get((budget.id, subject), {})
+        return {} if there else used(store, connection, budget, span)
+    if budget.window.kind == "plan" and customer is None:
+        return {}  # each customer has a period of their own
+    span = span_of(budget, catalogue, customer, now)
+    start = budget.start(span)
+    found = used(store, connection, budget, span)
+    return {subject: some for subject, some in found.items() if start not in rows.get((budget.id, subject), {})}
 
 
-def _used(store: Store, connection: Connection, budget: Budget, subject: str, start: int, stop: int) -> int:
-    named = _named(budget, subject)
-    patterns = {name: wanted for name, wanted in budget.scope if wanted != EACH and "*" in wanted}
-    exact = {name: value for name, value in named.items() if name not in patterns}
-    columns = {name: exact.pop(name) for name in ("customer", *_EVENT_FACTS) if name in exact}
-    meter = "llm_tokens" if not budget.is_money else ANY
-    filters = Filters(**columns, mode=budget.mode, meter=meter, dimensions=exact)
-    search = Search(filters, start, stop)
-    rows = [
-        row
-        for row in read_costs(store, connection, search, by=tuple(patterns), bucket=None, zone=budget.zone)
-        if all(meets(wanted, row.group.get(name) or "") for name, wanted in patterns.items())
-    ]
-    if budget.measure == "requests":
-        return sum(row.events for row in rows)
-    return sum(taken(budget, row.parts, is_call=False) for row in rows)
-
-
-def _is_there(connection: Connection, part: Part) -> bool:
-    mine = (spend.c.budget == part.budget) & (spend.c.subject == part.subject) & (spend.c.start == part.start)
-    return connection.execute(select(spend.c.start).where(mine)).first() is not None
-
-
-def _named(budget: Budget, subject: str) -> dict[str, str]:
-    values = json.loads(subject)
-    return dict(zip((name for name, _ in budget.scope), values, strict=True))
-
-
-def _standing(budget: Budget, subject: str, span: Any, rows: Mapping[int, Any]) -> Standing:
+def _standing(budget: Budget, subject: str, span: Span, rows: Mapping[int, Any], before: int) -> Standing:
     main = rows.get(budget.start(span))
-    spent = 0 if main is None else main.spent
+    spent = before if main is None else main.spent
     if budget.window.length:
         spent = sum(
             row.spent for start, row in rows.items() if start > span.start - budget.window.length and start >= 0
         )
-    moments = [EPOCH + MICROSECOND * each for each in span] if budget.window.kind != "lifetime" else [None, None]
+    moments: list[datetime | None] = (
+        [EPOCH + MICROSECOND * each for each in span] if budget.window.kind != "lifetime" else [None, None]
+    )
     if budget.window.length:
         moments = [EPOCH + MICROSECOND * (span.start - budget.window.length), None]
     return Standing(
@@ -337,8 +346,9 @@ def _standing(budget: Budget, subject: str, span: Any, rows: Mapping[int, Any]) 
 
 
 def _found(snapshot: Snapshot, id: str) -> Budget:
-    named = [each for each in snapshot.in_force if each.id == id or each.name == id]
-    found = named or [each for each in snapshot.in_force if each.id.startswith(id)]
+    named = [each for each in snapshot.in_force if id in (each.id, each.name, each.label)]
+    enough = len(id) >= PREFIX_MIN
+    found = named or [each for each in snapshot.in_force if enough and each.id.startswith(id)]
     if len(found) != 1:
         what = f"there is no budget {id!r}" if not found else f"{id!r} may be any of {len(found)} budgets"
         raise InvalidBudget(f"{what}: `token-meter budgets list` shows their ids")

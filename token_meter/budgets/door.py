@@ -47,6 +47,7 @@ class Door:
         self._now = now
         self._gate: Gate | None = None
         self._look_at = 0.0
+        self._changes = ledger.changes
         self._opening = threading.Lock()
 
     def guards(self, customer: str | None, dimensions: Mapping[str, str]) -> bool:
@@ -54,9 +55,10 @@ class Door:
         gate = self._gate
         if gate is not None:
             return gate.concerns(customer, dimensions)
-        moment = time.monotonic()
-        if moment < self._look_at:
+        moment, changes = time.monotonic(), self._ledger.changes
+        if moment < self._look_at and changes == self._changes:
             return False
+        self._changes = changes
         self._look_at = moment + LOOK_SECONDS
         return self._may_have_budgets()
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from token_meter.budgets import refusal
 from token_meter.budgets.budget import Budget, concerning, meets
+from token_meter.budgets.crossing import period_of
 from token_meter.budgets.desk import BudgetDesk
 from token_meter.budgets.hold import (
     CREDIT,
@@ -65,6 +66,9 @@ SWEEP_SECONDS: Final = 30.0
 ATTEMPTS_MAX: Final = 6
 CHORES_MAX: Final = 100_000
 TOLD_MAX: Final = 10_000
+
+_OPEN: Final = "the ledger does not answer: calls pass WITHOUT their budgets"
+_CLOSED: Final = "the ledger does not answer: calls are refused"
 
 Problem = Callable[[str, BaseException], None]
 
@@ -123,6 +127,7 @@ class Gate:
         self._down_until = self._down_for = 0.0
         self._sweep_at = 0.0
         self._look_at = 0.0
+        self._changes = ledger.changes
         self._told: set[Key] = set()
         self._begin()
         tell_after_fork(self)
@@ -140,6 +145,8 @@ class Gate:
 
     def concerns(self, customer: str | None, dimensions: Mapping[str, str]) -> bool:
         """Whether a call of this customer may have to be held. Cheap; said too often rather than too seldom."""
+        if self._ledger.changes != self._changes:
+            return True  # this process has set something just now: `hold` looks what
         snapshot = self._snapshot
         if snapshot is None or snapshot.is_idle:
             return snapshot is None
@@ -166,6 +173,8 @@ class Gate:
             if time.monotonic() < self._down_until:
                 raise Unreachable("the ledger did not answer a moment ago")
             self._do_chores()
+            if self._ledger.changes != self._changes:
+                self.look()
             for _ in range(ATTEMPTS_MAX):
                 snapshot = self._current()
                 try:
@@ -200,13 +209,15 @@ class Gate:
         """The ledger does not answer: the operator's setting decides, and it is told either way."""
         if time.monotonic() >= self._down_until:
             self._stay_away()
-        self._problem("budgets cannot be looked up", problem)
         if snapshot is None:
+            self._problem(_OPEN, problem)
             return None
         prepaid = snapshot.policies.of(caller.mode, caller.customer).policy == "block"
         setting = snapshot.policies.prepaid_unreachable if prepaid else snapshot.policies.unreachable
-        concerned = prepaid or concerning(self._mine(snapshot, hard_only=True), facts_of(caller))
-        if setting == "closed" and concerned:
+        if not prepaid and not concerning(self._mine(snapshot, hard_only=True), facts_of(caller)):
+            return None
+        self._problem(_CLOSED if setting == "closed" else _OPEN, problem)
+        if setting == "closed":
             raise refusal.unreachable(f"customer={caller.customer}" if prepaid else _who(caller), problem)
         return None
 
@@ -229,7 +240,7 @@ class Gate:
             for budget, subject in found:
                 span = span_of(budget, rates.catalogue, caller.customer, now)
                 hard = budget.enforce != "soft"
-                amount = needs.of(budget, budget.whose(subject)) if hard else 0
+                amount = needs.of(budget, subject) if hard else 0
                 part = Part(
                     budget.id, subject, budget.start(span), amount, span.start, budget.parts_max if hard else None,
                     budget.window.length,
@@ -239,7 +250,7 @@ class Gate:
             if blocks and caller.customer is not None:
                 budget = credit_budget(policy)
                 subject = subject_of([caller.mode, policy.currency, caller.customer])
-                amount = needs.of(budget, f"customer={caller.customer}")
+                amount = needs.of(budget, subject_of([caller.customer]))
                 entries.append((Part(CREDIT, subject, 0, amount), budget, None))
                 place = {"meter": "llm_tokens", "provider": caller.provider, "model": caller.model}
                 credit = CreditAsk(caller.mode, caller.customer, policy.currency, place)
@@ -267,8 +278,10 @@ class Gate:
             error = refusal.no_credit(customer, policy, part, verdict)
             self._tell_once(part.key, lambda: self._tidings.tell_depleted(holding.caller, error))
             return error
-        error = refusal.no_room(budget, part.subject, part, verdict, spans[part.key], self._now() // 1000)
-        self._tell_once(part.key, lambda: self._tidings.tell_exceeded(budget, part.key, error))
+        now = self._now() // 1000
+        error = refusal.no_room(budget, part.subject, part, verdict, spans[part.key], now)
+        period = period_of(budget, part.key, now)
+        self._tell_once((*part.key[:2], period), lambda: self._tidings.tell_exceeded(budget, part.key, period, error))
         return error
 
     def _tell_once(self, key: Key, chore: Callable[[], None]) -> None:
@@ -368,9 +381,10 @@ class Gate:
 
     def look(self) -> None:
         """See whether budgets, prices or plans have changed, and read them."""
-        snapshot = self._snapshot
+        changes, snapshot = self._ledger.changes, self._snapshot
         if snapshot is None or self._generation() != snapshot.generation:
             self._load()
+        self._changes = changes
 
     def _generation(self) -> tuple[int, int]:
         found = self._ledger.quickly(lambda connection: connection.execute(_GENERATION).fetchone())

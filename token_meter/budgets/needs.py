@@ -29,13 +29,13 @@ class Needs:
         self._window = rates.window(caller)
         self._bounds: dict[tuple[Enforce, bool], Bound | Unbounded] = {}
 
-    def of(self, budget: Budget, whose: str) -> int:
-        """The amount to hold. Raises BudgetExceeded where there is none."""
+    def of(self, budget: Budget, subject: str) -> int:
+        """The amount to hold for somebody. Raises BudgetExceeded where there is none."""
         if budget.measure == "requests":
             return 1
         bound = self._bound(budget)
         if isinstance(bound, Unbounded):
-            raise refusal.no_bound(budget.label, whose, bound.why)
+            raise refusal.no_bound(budget, subject, bound.why)
         amount = self._needed(budget, self._caller, bound)
         if amount is None and budget.unpriced == "dearest":
             dearest = self._rates.dearest(self._caller, self._at)
@@ -43,7 +43,9 @@ class Needs:
         if amount is None and budget.unpriced == "allow":
             return 0
         if amount is None:
-            raise refusal.no_price(budget.label, whose, self._caller.model, self._caller.provider)
+            if charged := self._rates.other_currency(budget, self._caller, self._at):
+                raise refusal.other_currency(budget, subject, charged)
+            raise refusal.no_price(budget, subject, self._caller.model, self._caller.provider)
         return amount
 
     def cut(self, entries: Sequence[tuple[Budget, str]]) -> tuple[Budget, str, int] | None:
@@ -79,7 +81,10 @@ class Needs:
 
 def credit_budget(policy: CreditPolicy) -> Budget:
     """Prepaid credit as a budget: what it counts, and how."""
-    budget = Budget.read({"limit": 0, "currency": policy.currency, "enforce": policy.enforce, "name": "prepaid credit"})
+    budget = Budget.read({
+        "scope": {"customer": "*"}, "limit": 0, "currency": policy.currency, "enforce": policy.enforce,
+        "name": "prepaid credit",
+    })  # fmt: skip
     object.__setattr__(budget, "decimals", CREDIT_DECIMALS)
     return budget
 

@@ -12,6 +12,7 @@ from token_meter.errors import InvalidBudget
 from token_meter.money import ZERO, currency_of, decimal_of, plain
 
 POLICIES: Final = ("block", "overage")
+FIELDS: Final = frozenset({"policy", "enforce", "currency", "low"})
 Unreachable: TypeAlias = Literal["closed", "open"]
 
 
@@ -19,8 +20,8 @@ Unreachable: TypeAlias = Literal["closed", "open"]
 class CreditPolicy:
     """What happens when a customer's credit is used up: "block" refuses calls, "overage" invoices what is beyond it.
 
-    `enforce` says how a call is measured against what is left, as for a budget. `overdraft` may be used beyond it. A
-    notice is written when less than `low` is left.
+    `enforce` says how a call is measured against what is left, as for a budget. A notice is written when less than
+    `low` is left.
     """
 
     policy: Literal["block", "overage"] = "overage"
@@ -31,6 +32,8 @@ class CreditPolicy:
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
         """A policy from a mapping. Raises InvalidBudget saying what to write."""
+        if unknown := sorted(set(given) - FIELDS):
+            raise InvalidBudget(f"a credit policy has no {', '.join(unknown)}: it has {', '.join(sorted(FIELDS))}")
         policy, enforce = given.get("policy", "overage"), given.get("enforce", "bounded")
         if policy not in POLICIES:
             raise InvalidBudget(f"a credit policy is one of {', '.join(POLICIES)}, not {policy!r}")
@@ -75,7 +78,12 @@ class Policies:
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Self:
         """What `document` wrote."""
-        credit = {(each["mode"], each["customer"]): CreditPolicy.read(each) for each in document.get("credit", ())}
+        credit = {
+            (each["mode"], each["customer"]): CreditPolicy.read(
+                {name: each[name] for name in FIELDS.intersection(each)}
+            )
+            for each in document.get("credit", ())
+        }
         return cls(credit, document.get("prepaid_unreachable", "closed"), document.get("unreachable", "open"))
 
     def document(self) -> dict[str, Any]:

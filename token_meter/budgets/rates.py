@@ -102,6 +102,14 @@ class Rates:
                 amount = EXACT.add(amount, product(unit, bound.calls.get(part.name, 1)))
         return amount
 
+    def other_currency(self, budget: Budget, caller: Caller, at: datetime) -> str | None:
+        """The currency in which a call is charged, if the budget counts another one."""
+        if budget.measure != "charge":
+            return None
+        rated = self._rated(_event(caller, Usage.of(dict.fromkeys(_ALWAYS, 1)), at, {}))
+        charged = {part.currency for part in rated if part.charge is not None}
+        return min(charged) if charged and budget.currency not in charged else None
+
     def used(
         self,
         budgets: Sequence[Budget],

@@ -19,50 +19,89 @@ from token_meter.money import EXACT, ZERO, plain, total
 def no_room(budget: Budget, subject: str, part: Part, verdict: Verdict, span: Span, now: int) -> BudgetExceeded:
     """A budget has not enough left."""
     needed, spent = budget.amount(part.amount), budget.amount(verdict.spent)
-    held = budget.amount(verdict.held + verdict.lost)
-    resets_at = None if budget.window.kind == "lifetime" else EPOCH + MICROSECOND * span.stop
-    begins = f" It begins anew at {resets_at:%Y-%m-%dT%H:%M:%SZ}." if resets_at is not None else ""
-    if budget.window.length:
-        begins = f" It frees itself over {budget.window}."
-    under_way = f" and {_shown(budget, budget.amount(verdict.held))} held by calls under way" if verdict.held else ""
-    if verdict.lost:
-        under_way += (
-            f" and {_shown(budget, budget.amount(verdict.lost))} charged for calls that nobody knows the end of "
-            "(`token-meter budgets holds --lost`)"
+    never = part.amount > verdict.limit
+    resets_at = None if never or budget.window.kind == "lifetime" else EPOCH + MICROSECOND * span.stop
+    said = [
+        f"the budget {_named(budget, subject)} leaves no room for this call: it may take {budget.shown(part.amount)}"
+    ]
+    if never:
+        said.append(
+            f", which is more than the whole budget of {budget.shown(verdict.limit)}: waiting does not help. Name a "
+            "smaller maximum of output tokens, or raise it"
         )
+    else:
+        said.append(f", and {_spent(budget, verdict)} is spent{_reserved(budget, verdict)}.")
+        if budget.window.length:
+            said.append(f" It frees itself over {budget.window}.")
+        elif resets_at is not None:
+            said.append(f" It begins anew at {resets_at:%Y-%m-%dT%H:%M:%SZ}.")
+        said.append(" To raise it")
+    command = command_of(budget)
     return BudgetExceeded(
-        f"the budget {budget.label!r} of {budget.whose(subject)} leaves no room for this call: it may take "
-        f"{_shown(budget, needed)}, and {_shown(budget, spent)} of {_shown(budget, budget.limit)} is spent{under_way}."
-        f"{begins} To raise it: `{command_of(budget)}`",
-        budget=budget.label, scope=budget.whose(subject), unit=_unit(budget), limit=budget.limit, spent=spent,
-        held=held, needed=needed, resets_at=resets_at, retry_after=_after(resets_at, now),
+        f"{''.join(said)}: {command}",
+        reason="budget", budget=budget.label, scope=budget.whose(subject), unit=budget.unit, limit=budget.limit,
+        spent=spent, held=budget.amount(verdict.held + verdict.lost), needed=needed, resets_at=resets_at,
+        retry_after=_after(resets_at, now), command=command,
     )  # fmt: skip
+
+
+def _named(budget: Budget, subject: str) -> str:
+    """The budget, and whose it is where its label does not say so."""
+    whose = budget.whose(subject)
+    return repr(budget.label) if budget.label.endswith(f"for {whose}") else f"{budget.label!r} of {whose}"
+
+
+def _spent(budget: Budget, verdict: Verdict) -> str:
+    of = budget.shown(verdict.limit)
+    return f"{plain(budget.amount(verdict.spent)) if budget.is_money else f'{verdict.spent:,}'} of {of}"
+
+
+def _reserved(budget: Budget, verdict: Verdict) -> str:
+    under_way = f" and {budget.shown(verdict.held)} held by calls under way" if verdict.held else ""
+    if not verdict.lost:
+        return under_way
+    return (
+        f"{under_way} and {budget.shown(verdict.lost)} charged for calls that nobody knows the end of (`token-meter "
+        "budgets holds --lost`)"
+    )
 
 
 def used_up(budget: Budget, subject: str, tokens: int) -> BudgetExceeded:
     """A stream has shown as much as was held for it."""
+    command = command_of(budget, cut_off=False)
     return BudgetExceeded(
-        f"the stream was ended: the {tokens:,} tokens of output that {budget.label!r} of {budget.whose(subject)} held "
+        f"the stream was ended: the {tokens:,} tokens of output that {_named(budget, subject)} held "
         "for it are used up. What it has shown is billed. Name a larger maximum of output tokens, raise the budget, or "
-        f"let streams run on: `{command_of(budget, cut_off=False)}`",
-        budget=budget.label, scope=budget.whose(subject), unit=_unit(budget), limit=budget.limit,
+        f"let streams run on: {command}",
+        reason="cut_off", budget=budget.label, scope=budget.whose(subject), unit=budget.unit, limit=budget.limit,
+        command=command,
     )  # fmt: skip
 
 
-def no_bound(budget: str, scope: str, why: str) -> BudgetExceeded:
+def no_bound(budget: Budget, subject: str, why: str) -> BudgetExceeded:
     """A strict budget refuses what has no worst case."""
     return BudgetExceeded(
-        f"{budget} of {scope} is strict, and this call has no worst case: {why}. Or use `enforce=\"bounded\"`.",
-        budget=budget, scope=scope,
+        f"the budget {_named(budget, subject)} is strict, and this call has no worst case: {why}. Or have it bounded",
+        reason="no_worst_case", budget=budget.label, scope=budget.whose(subject), unit=budget.unit, limit=budget.limit,
     )  # fmt: skip
 
 
-def no_price(budget: str, scope: str, model: str | None, provider: str) -> BudgetExceeded:
+def no_price(budget: Budget, subject: str, model: str | None, provider: str) -> BudgetExceeded:
     """A budget of money cannot hold what has no price."""
     return BudgetExceeded(
-        f"{budget} of {scope} counts money, and {provider} {model} has no price: give it one in your price overrides "
-        'or run `token-meter prices sync`, or set the budget\'s `unpriced` to "dearest" or "allow"',
-        budget=budget, scope=scope,
+        f"the budget {_named(budget, subject)} counts money, and {provider} {model} has no price for all that a call "
+        "may take: give it one in your price overrides or run `token-meter prices sync`, or set the budget's "
+        "`unpriced` to dearest or allow",
+        reason="unpriced", budget=budget.label, scope=budget.whose(subject), unit=budget.unit, limit=budget.limit,
+    )  # fmt: skip
+
+
+def other_currency(budget: Budget, subject: str, charged: str) -> BudgetExceeded:
+    """A budget cannot count charges in another currency than its own."""
+    return BudgetExceeded(
+        f"the budget {_named(budget, subject)} counts {budget.currency}, and this call is charged in {charged}: set "
+        f"one in {charged} instead, or one of cost (USD)",
+        reason="currency", budget=budget.label, scope=budget.whose(subject), unit=budget.unit, limit=budget.limit,
     )  # fmt: skip
 
 
@@ -79,16 +118,17 @@ def no_credit(customer: str, policy: CreditPolicy, part: Part, verdict: Verdict)
         f"and {plain(max(left, ZERO))} is left ({plain(balance)} less {plain(pending)} used just now and {plain(held)} "
         f"held by calls under way). Grant more with `token-meter credits grant {who} AMOUNT`, or let it run "
         f"on with `token-meter credits policy {who} overage`",
-        budget="credit", scope=f"customer={customer}", unit=policy.currency, limit=balance, spent=pending, held=held,
-        needed=needed,
+        reason="credit", budget="credit", scope=f"customer={customer}", unit=policy.currency, limit=balance,
+        spent=pending, held=held, needed=needed, command=f"token-meter credits grant {who} AMOUNT",
     )  # fmt: skip
 
 
 def paused(customer: str) -> BudgetExceeded:
     """A customer is paused."""
+    command = f"token-meter customers resume {shlex.quote(customer)}"
     return BudgetExceeded(
-        f"{customer} is paused: no call is made for them until `token-meter customers resume {shlex.quote(customer)}`",
-        budget="paused", scope=f"customer={customer}",
+        f"{customer} is paused: no call is made for them until `{command}`",
+        reason="paused", budget="paused", scope=f"customer={customer}", command=command,
     )  # fmt: skip
 
 
@@ -97,16 +137,8 @@ def unreachable(scope: str, reason: object) -> BudgetExceeded:
     return BudgetExceeded(
         f"what {scope} may spend cannot be looked up, and the setting for that is closed: {reason}. Calls go on when "
         "the ledger answers again, or with `token-meter budgets unreachable --prepaid open --others open`",
-        budget="unreachable", scope=scope, retry_after=1.0,
+        reason="unreachable", budget="unreachable", scope=scope, retry_after=1.0,
     )  # fmt: skip
-
-
-def _unit(budget: Budget) -> str:
-    return budget.currency if budget.is_money else budget.measure
-
-
-def _shown(budget: Budget, amount: Decimal) -> str:
-    return f"{plain(amount)} {_unit(budget)}" if budget.is_money else f"{int(amount):,} {_unit(budget)}"
 
 
 def _after(moment: datetime | None, now: int) -> float | None:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 from token_meter.billing.catalogue import Catalogue
 from token_meter.bookkeeping.notice_rows import POLICIES
 from token_meter.bookkeeping.settings import read_setting
-from token_meter.budgets.budget import Budget
+from token_meter.budgets.budget import FIELDS, Budget
 from token_meter.budgets.hold import Generation
 from token_meter.budgets.policy import Policies
 from token_meter.budgets.window import Span
@@ -45,7 +45,9 @@ def read_snapshot(connection: Connection) -> Snapshot:
     """What the ledger says now."""
     generation = connection.execute(select(state.c.budgets, state.c.catalogue)).one()
     rows = connection.execute(select(budgets.c.document).where(budgets.c.ended.is_(None))).scalars()
-    made = [Budget.read(json.loads(document)) for document in rows]
+    # What a newer version has written beside is left to it.
+    documents = [json.loads(document) for document in rows]
+    made = [Budget.read({name: each[name] for name in FIELDS.intersection(each)}) for each in documents]
     paused = connection.execute(select(customers.c.mode, customers.c.id).where(customers.c.status == "paused"))
     return Snapshot(
         (generation[0], generation[1]),

@@ -119,9 +119,11 @@ class SqliteHolds:
     def _in_one(self, action: Callable[[Execute], Any]) -> Any:
         """Do the usual case in few statements; what it comes to, or nothing, and then nothing has happened."""
 
+        deadline = time.monotonic() + BUSY_SECONDS
+
         def step(connection: sqlite3.Connection) -> Any:
             execute = connection.execute
-            _begin(connection)
+            _begin(connection, deadline)
             try:
                 done = action(execute)
             except BaseException:
@@ -136,8 +138,10 @@ class SqliteHolds:
             raise Unreachable(str(problem)) from problem
 
     def _alone(self, action: Callable[[_Rows], Any]) -> Any:
+        deadline = time.monotonic() + BUSY_SECONDS
+
         def step(connection: sqlite3.Connection) -> Any:
-            _begin(connection)
+            _begin(connection, deadline)
             try:
                 result = action(_Rows(connection))
             except BaseException:
@@ -152,15 +156,14 @@ class SqliteHolds:
             raise Unreachable(str(problem)) from problem
 
 
-BUSY_SECONDS: Final = 5.0
-"""So long a hold waits for whoever writes, such as a reporter that records a batch."""
+BUSY_SECONDS: Final = 3.0
+"""So long a hold waits for whoever writes, such as a reporter that records a batch; in line behind others as well."""
 
 POLL_SECONDS: Final = 0.001
 """SQLite's own waiting sleeps a tenth of a second at a time, and misses its turn."""
 
 
-def _begin(connection: sqlite3.Connection) -> None:
-    deadline = time.monotonic() + BUSY_SECONDS
+def _begin(connection: sqlite3.Connection, deadline: float) -> None:
     while True:
         try:
             connection.execute("BEGIN IMMEDIATE")

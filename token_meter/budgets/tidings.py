@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from token_meter.bookkeeping.notice_rows import note_depleted
 from token_meter.budgets.budget import Budget
@@ -14,6 +14,7 @@ from token_meter.budgets.holding import Key
 from token_meter.budgets.rates import Caller
 from token_meter.budgets.snapshot import Snapshot
 from token_meter.errors import BudgetExceeded
+from token_meter.money import plain
 
 if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger
@@ -58,15 +59,16 @@ class Tidings:
         if untold:
             self._tell(untold)
 
-    def tell_exceeded(self, budget: Budget, key: Key, error: BudgetExceeded) -> None:
+    def tell_exceeded(self, budget: Budget, key: Key, period: int, error: BudgetExceeded) -> None:
         """A budget has refused a call."""
-        details = {
+        details: dict[str, Any] = {
             "message": str(error),
+            "spent": None if error.spent is None else plain(error.spent),
             "needed": None if error.needed is None else str(error.needed),
             "resets_at": None if error.resets_at is None else error.resets_at.isoformat(),
         }
         with self._ledger.writing() as (store, connection):
-            tell_exceeded(store, connection, budget, key, details)
+            tell_exceeded(store, connection, budget, key, period, details)
 
     def tell_depleted(self, caller: Caller, error: BudgetExceeded) -> None:
         """A customer's credit did not cover a call."""

@@ -89,11 +89,16 @@ class Window:
             after = (first + timedelta(days=32)).replace(day=1)
         return Span(_micros(first, zone), _micros(after, zone))
 
+    @property
+    def shown(self) -> str:
+        """For people, who must not take 24 hours for a day."""
+        return f"rolling {self}" if self.kind == "rolling" else str(self)
+
     def __str__(self) -> str:
         if self.kind != "rolling":
             return self.kind
         for unit in ("d", "h", "m"):
-            if self.seconds % _UNITS[unit] == 0:
+            if self.seconds % _UNITS[unit] == 0 and self.seconds != _UNITS["d"] * (unit == "d"):
                 return f"{self.seconds // _UNITS[unit]}{unit}"
         return f"{self.seconds}s"
 

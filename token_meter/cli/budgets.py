@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from token_meter.accounts import CustomerBook
 from token_meter.cli import options
+from token_meter.cli.customer_book import near
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
 from token_meter.cli.mode import ModeOption, read_mode
-from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
+from token_meter.cli.output import Shape, chosen_shape, note, on_terminal, show, write, write_json, write_json_line
 from token_meter.cli.place import find, reading
 from token_meter.cli.rated import rated
 from token_meter.cli.tables import Column, Table
-from token_meter.cli.text import counted
+from token_meter.cli.text import counted, did_you_mean, printable
 from token_meter.errors import InvalidBudget
+from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.money import plain
 
 if TYPE_CHECKING:
+    from token_meter.budgets.budget import Budget
     from token_meter.budgets.desk import Standing
     from token_meter.budgets.hold import Held
+    from token_meter.ledger import Ledger
+    from token_meter.ledger.values import Mode
 
 app = typer.Typer(
     cls=Commands,
@@ -52,63 +59,77 @@ def set_budget(
         str | None, typer.Option("--customer", metavar="NAME", help="The same as --for customer=NAME.")
     ] = None,
     per: Annotated[
-        str, typer.Option("--per", metavar="WINDOW", help="hour, day, week, month, lifetime, plan, or 60s, 24h, 30d.")
+        str,
+        typer.Option("--per", metavar="WINDOW", help="minute, hour, day, week, month, lifetime, plan, or 60s, 24h."),
     ] = "month",
     of: Annotated[str, typer.Option("--of", metavar="WHAT", help="charge, cost, tokens or requests.")] = "charge",
     enforce: Annotated[
-        str, typer.Option("--enforce", metavar="HOW", help="strict, bounded or soft: see docs/budgets.md.")
-    ] = "bounded",
+        str | None,
+        typer.Option(
+            "--enforce", metavar="HOW", help="strict, bounded or soft: see docs/budgets.md. Default: bounded."
+        ),
+    ] = None,
     currency: Annotated[str, typer.Option("--currency", metavar="CODE", help="What the limit is in.")] = "USD",
     time_zone: Annotated[
-        str, typer.Option("--time-zone", metavar="NAME", help="Whose days and months: Europe/Berlin.")
-    ] = "UTC",
+        str | None,
+        typer.Option("--time-zone", metavar="NAME", help="Whose days and months: Europe/Berlin. Default: UTC."),
+    ] = None,
     unpriced: Annotated[
-        str, typer.Option("--unpriced", metavar="HOW", help="A model without a price: block, dearest or allow.")
-    ] = "block",
+        str | None,
+        typer.Option("--unpriced", metavar="HOW", help="A model without a price: block (the default), dearest, allow."),
+    ] = None,
     cut_off: Annotated[
-        bool, typer.Option("--cut-off", help="End a stream when what was held for it is used up.")
-    ] = False,
+        bool | None, typer.Option("--cut-off/--no-cut-off", help="End a stream when what was held for it is used up.")
+    ] = None,
     tokenize: Annotated[
-        bool, typer.Option("--tokenize", help="Count the input of OpenAI's models with tiktoken before each call.")
-    ] = False,
+        bool | None,
+        typer.Option("--tokenize/--no-tokenize", help="Count OpenAI's models' input with tiktoken before each call."),
+    ] = None,
     threshold: Annotated[
         list[int] | None,
         typer.Option("--threshold", metavar="PERCENT", help="Tell when so much is spent. Default: 50, 80, 100."),
     ] = None,
-    name: Annotated[str, typer.Option("--name", metavar="TEXT", help="What it is called.")] = "",
+    name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="What it is called.")] = None,
     mode: ModeOption = None,
     ledger: options.LedgerOption = None,
     journal: options.JournalOption = None,
     json: options.JsonOption = False,
 ) -> None:
-    """Limit what may be spent. One of the same scope, window and measure is changed; it counts at the next call."""
-    from token_meter.budgets.budget import THRESHOLDS, Budget
+    """Limit what may be spent. One of the same scope, measure, currency and window is changed, and keeps what is not
+    given; it counts within a second in every program."""
+    from token_meter.budgets.budget import Budget
     from token_meter.budgets.desk import BudgetDesk
 
     wanted = _pairs(scope)
+    if customer is not None and wanted.get("customer", customer) != customer:
+        raise Failure(f"--customer {customer} and --for customer={wanted['customer']}: one of them", code=WRONG_USAGE)
     if customer is not None:
         wanted["customer"] = customer
+    optional = {
+        "enforce": enforce, "time_zone": time_zone, "unpriced": unpriced, "cut_off": cut_off, "tokenize": tokenize,
+        "name": name, "thresholds": threshold,
+    }  # fmt: skip
     given = {
-        "limit": limit, "scope": wanted, "window": per, "measure": of, "enforce": enforce, "currency": currency,
-        "time_zone": time_zone, "unpriced": unpriced, "cut_off": cut_off, "tokenize": tokenize, "name": name,
-        "mode": read_mode(mode), "thresholds": threshold or THRESHOLDS,
+        **{field: value for field, value in optional.items() if value is not None},
+        "limit": limit, "scope": wanted, "window": per, "measure": of, "currency": currency, "mode": read_mode(mode),
     }  # fmt: skip
     try:
-        budget = Budget.read(given)
+        Budget.read(given)
     except InvalidBudget as error:
         raise Failure(str(error), code=WRONG_USAGE) from None
     with rated(find(ledger, journal), make=True) as opened:
         desk = BudgetDesk(opened)
-        before = {each.id: each for each in desk.list()}.get(budget.id)
-        desk.set(budget)
+        doubts = [] if json else _doubts(opened, wanted, read_mode(mode))
+        before, budget = desk.change(given)
         standings = desk.standings(budget.id)
     if json:
         write_json(budget.document())
         return
-    was = f" (it was {plain(before.limit)})" if before is not None and before.limit != budget.limit else ""
-    write(f"{budget.id}: {_limit(budget)} per {budget.window} for {_scope_text(budget)}, {budget.enforce}{was}\n")
+    write(f"{budget.id}: {_limit(budget)} per {budget.window.shown} for {_scope_text(budget)}, {budget.enforce}\n")
+    for line in [*_changes(before, budget), *doubts]:
+        note(line)
     for each in standings:
-        if each.spent > budget.limit:
+        if each.spent > budget.limit and budget.enforce != "soft":
             note(f"{_whose(each)} has spent {plain(each.spent)} already: their calls are refused until it begins anew")
 
 
@@ -158,14 +179,22 @@ def show_budgets(
 
     shape = chosen_shape(json=json, csv=csv, markdown=markdown)
     with rated(find(ledger, journal)) as opened:
-        found = BudgetDesk(opened).standings(budget, customer=customer)
+        desk = BudgetDesk(opened)
+        found = desk.standings(budget, customer=customer)
+        limits = [
+            each for each in (desk.list() if budget is None else [desk.get(budget)])
+            if customer is None or dict(each.scope).get("customer", "*") in ("*", customer)
+        ]  # fmt: skip
     if shape is Shape.JSON:
         write_json([each.document() for each in found])
         return
-    show(_standings(found), shape)
-    lost = sum(1 for each in found if each.lost)
-    if lost:
+    show(_standings(found, on_screen=shape is Shape.TABLE), shape)
+    if any(each.lost for each in found):
         note("lost: calls of which nobody knows what became. `token-meter budgets holds --lost` shows them")
+    unused = [each.label for each in limits if each.id not in {standing.budget.id for standing in found}]
+    if unused:
+        whose = "nobody" if customer is None else f"{customer} by name"
+        note(f"not used by {whose} so far: {'; '.join(unused)}")
 
 
 @app.command("reset", epilog=EPILOG)
@@ -180,7 +209,9 @@ def reset(
 
     with rated(find(ledger)) as opened:
         changed = BudgetDesk(opened).reset(budget, subject=_pairs(scope) or None)
-    write_json({"reset": changed}) if json else write(f"{counted(changed, 'counter')} begins at zero\n")
+    write_json({"reset": changed}) if json else write(
+        f"{counted(changed, 'counter')} {'begins' if changed == 1 else 'begin'} at zero\n"
+    )
 
 
 @app.command("remove", epilog=EPILOG)
@@ -226,7 +257,7 @@ def show_holds(
         found = [each for each in desk.holds(pending=pending) if not lost or each.state == "lost"]
     rows = [_hold_row(each, budgets) for each in found]
     if shape is Shape.JSON:
-        write_json(rows)
+        write_json([_hold_document(each, budgets) for each in found])
         return
     columns = (Column("id", whole=True), Column("state"), Column("since", whole=True), Column("customer"),
                Column("model"), Column("held"), Column("process", expendable=True))  # fmt: skip
@@ -245,7 +276,7 @@ def watch(
     """Watch budgets fill up: bars on a terminal, a line of JSON for each look with --json."""
     from token_meter.budgets.desk import BudgetDesk
 
-    with reading(find(ledger)) as opened:
+    with reading(find(ledger)) as opened, _screen(still=json) as draw:
         desk = BudgetDesk(opened)
         looked = 0
         while not times or looked < times:
@@ -253,12 +284,14 @@ def watch(
                 time.sleep(every)
             looked += 1
             found = desk.standings(budget, customer=customer)
+            moment = datetime.now(UTC)
             if json:
-                write_json([each.document() for each in found])
+                write_json_line({
+                    "time": moment.isoformat(timespec="milliseconds"), "budgets": [each.document() for each in found],
+                })  # fmt: skip
                 continue
-            write(f"{datetime.now(UTC):%H:%M:%S} UTC\n" + "".join(f"  {_bar(each)}\n" for each in found))
-            if not found:
-                write("  nobody has used a budget yet\n")
+            bars = [f"  {_bar(each)}\n" for each in found] or ["  nobody has used a budget yet\n"]
+            draw(printable(f"{moment:%H:%M:%S} UTC\n") + "".join(bars))
 
 
 @app.command("unreachable", epilog=EPILOG)
@@ -284,6 +317,31 @@ def unreachable(
     write(f"when the ledger does not answer: prepaid {after.prepaid_unreachable}, others {after.unreachable}\n")
 
 
+def _doubts(ledger: Ledger, scope: Mapping[str, str], mode: Mode) -> list[str]:
+    """What may be a slip of the pen: a budget that no call will ever meet limits nothing."""
+    found = []
+    for name, value in scope.items():
+        if name == "customer" and "*" not in value:
+            book = CustomerBook(ledger)
+            if book.get(value, mode=mode) is None:
+                found.append(f"{value} is a new customer.{near(book, value, mode)}")
+        elif name not in _FACTS and (hint := did_you_mean(name, _FACTS)):
+            found.append(f"only calls that carry a dimension {name!r} are concerned.{hint}")
+    return found
+
+
+_FACTS: Final = ("customer", "provider", "publisher", "model", "operation")
+
+
+def _changes(before: Budget | None, after: Budget) -> list[str]:
+    """What is not as it was, field by field."""
+    if before is None:
+        return []
+    was, now = before.document(), after.document()
+    changed = [name for name in now if name != "id" and was[name] != now[name]]
+    return ["it was there: " + ", ".join(f"{name} {was[name]} -> {now[name]}" for name in changed)] if changed else []
+
+
 def _pairs(given: Sequence[str] | None) -> dict[str, str]:
     pairs = [each.partition("=") for each in given or ()]
     if any(not separator or not name or not value for name, separator, value in pairs):
@@ -307,11 +365,28 @@ def _whose(standing: Standing) -> str:
     return standing.budget.whose(standing.subject)
 
 
-def _standings(found: Sequence[Standing]) -> Table:
+@contextmanager
+def _screen(*, still: bool) -> Iterator[Callable[[str], None]]:
+    """Draws each picture in the place of the last one on a terminal, and below it elsewhere."""
+    if still or not on_terminal():
+        yield write
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    from token_meter.cli.terminal import console
+
+    with Live(console=console(), auto_refresh=False) as live:
+        yield lambda text: live.update(Text(text.rstrip("\n")), refresh=True)
+
+
+def _standings(found: Sequence[Standing], *, on_screen: bool) -> Table:
+    if on_screen:
+        return _on_screen(found)
     rows = [
         {"budget": each.budget.label, "whose": _whose(each), "spent": plain(each.spent), "held": plain(each.held),
          "lost": plain(each.lost), "left": plain(each.available), "limit": plain(each.budget.limit),
-         "of": each.budget.currency if each.budget.is_money else each.budget.measure, "used": f"{each.percent} %",
+         "of": each.budget.unit, "used": f"{each.percent} %",
          "until": None if each.until is None else f"{each.until:%Y-%m-%d %H:%M}"}
         for each in found
     ]  # fmt: skip
@@ -320,6 +395,50 @@ def _standings(found: Sequence[Standing]) -> Table:
                Column("limit", number=True), Column("of"), Column("used", number=True),
                Column("until", whole=True))  # fmt: skip
     return Table(columns, rows, nothing="")
+
+
+def _on_screen(found: Sequence[Standing]) -> Table:
+    """What fits a terminal of 80 columns: held and lost only where there is any."""
+    rows = [
+        {"budget": each.budget.name or each.budget.id[:PREFIX], "whose": _whose(each), "per": str(each.budget.window),
+         "spent": plain(each.spent), "held": plain(each.held), "lost": plain(each.lost),
+         "left": plain(each.available), "of": each.budget.shown(each.budget.parts_max), "used": f"{each.percent} %",
+         "until": _until(each)}
+        for each in found
+    ]  # fmt: skip
+    reserved = [name for name in ("held", "lost") if any(getattr(each, name) for each in found)]
+    columns = (
+        Column("budget"), Column("whose"), Column("per"), Column("spent", number=True),
+        *(Column(name, number=True) for name in reserved), Column("left", number=True), Column("of", number=True),
+        Column("used", number=True), Column("until", whole=True, expendable=True),
+    )  # fmt: skip
+    return Table(columns, rows, nothing="")
+
+
+PREFIX: Final = 12
+"""So much of an id is shown, and is enough to name a budget."""
+
+
+def _until(standing: Standing) -> str | None:
+    """In the budget's own time zone, and the time only where it is not midnight."""
+    if standing.until is None:
+        return None
+    local = standing.until.astimezone(standing.budget.zone)
+    return f"{local:%Y-%m-%d}" if (local.hour, local.minute) == (0, 0) else f"{local:%Y-%m-%d %H:%M}"
+
+
+def _hold_document(hold: Held, budgets: Mapping[str, Any]) -> dict[str, Any]:
+    held = [
+        {"budget": part.budget, "amount": plain(budgets[part.budget].amount(part.amount)),
+         "unit": budgets[part.budget].unit}
+        if part.budget in budgets else {"budget": part.budget, "parts": part.amount}
+        for part in hold.parts
+    ]  # fmt: skip
+    return {
+        "id": hold.id, "state": hold.state, "since": (EPOCH + MICROSECOND * hold.created).isoformat(),
+        "customer": hold.caller.get("customer"), "model": hold.caller.get("model"), "held": held,
+        "process": hold.caller.get("process"),
+    }  # fmt: skip
 
 
 def _hold_row(hold: Held, budgets: dict[str, Any]) -> dict[str, Any]:
@@ -344,8 +463,11 @@ def _bar(standing: Standing) -> str:
     full = WIDTH if not limit else min(WIDTH, int(standing.spent * WIDTH / limit))
     reserved = 0 if not limit else min(WIDTH - full, -int(-(standing.held + standing.lost) * WIDTH // limit))
     bar = "█" * full + "▒" * reserved + "·" * (WIDTH - full - reserved)
-    unit = standing.budget.currency if standing.budget.is_money else standing.budget.measure
-    return (
-        f"{_whose(standing):<28} {bar} {standing.percent:>3} %  {plain(standing.spent)} of {plain(limit)} {unit} "
-        f"per {standing.budget.window}"
+    reserves = "".join(
+        f", {plain(some)} {what}" for some, what in ((standing.held, "held"), (standing.lost, "lost")) if some
+    )
+    whose = f"{standing.budget.name}: {_whose(standing)}" if standing.budget.name else _whose(standing)
+    return printable(
+        f"{whose:<28} {bar} {standing.percent:>3} %  {plain(standing.spent)} of {plain(limit)} {standing.budget.unit} "
+        f"per {standing.budget.window.shown}{reserves}, {plain(standing.available)} left"
     )

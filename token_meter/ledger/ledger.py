@@ -87,6 +87,8 @@ class Ledger:
         self.file: Path | None = Path(str(parsed.database)) if parsed.drivername == "sqlite" else None
         self._shown = parsed.render_as_string(hide_password=True)
         self._opened = Opened(parsed, _declared(dimensions))
+        self.changes = 0
+        """So often this object has written something beside events: who remembers what a ledger says looks again."""
 
     def __repr__(self) -> str:
         return f"Ledger({self._shown!r})"
@@ -351,6 +353,7 @@ class Ledger:
             with self._opened.alone() as store, store.writing() as connection:
                 stored_revision(store, connection)
                 yield store, connection
+            self.changes += 1
         except (DBAPIError, PoolTimeout) as problem:
             raise LedgerError(f"cannot write to the ledger {self._shown}: {reason_of(problem)}") from problem
 

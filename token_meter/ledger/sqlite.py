@@ -34,6 +34,9 @@ from token_meter.ledger.tables import events
 BUSY_SECONDS: Final = 10.0
 """How long a writer waits for another one, unless the URL says `?timeout=`; then the reporter tries again later."""
 
+QUICK_SECONDS: Final = 3.0
+"""So long a caller waits for others of its process that do something quickly, while somebody else has the file."""
+
 TURN_SECONDS: Final = 0.001
 
 GIVE_WAY_SECONDS: Final = 0.02
@@ -93,7 +96,8 @@ class SqliteStore(Store):
             raw.close()
 
     def quickly(self, action: Callable[[sqlite3.Connection], Result]) -> Result:
-        self._quick_lock.acquire()
+        if not self._quick_lock.acquire(timeout=QUICK_SECONDS):
+            raise LedgerError(f"the ledger {self.place} is locked: somebody has been writing to it for too long")
         self._hurry = True
         try:
             if self._quick is None:
