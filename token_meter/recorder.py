@@ -113,6 +113,7 @@ class CallRecorder:
         admission = _Admission(self, call, body)
         try:
             await _in_thread(admission.run)
+            await _checkpoint()
         except BudgetExceeded:
             raise
         except BaseException:  # cancelled meanwhile: nothing was sent
@@ -368,15 +369,40 @@ class _Admission:
         self._recorder._release(self._call, later=True)
 
 
+HOLDING_MAX: Final = 40
+"""So many tasks of an event loop hold at once."""
+
+_limiters: list[Any] = []
+
+
 async def _in_thread(function: Callable[[], None]) -> None:
+    """Run it in a thread that the application's own work cannot occupy: it may be waiting for this very task."""
     try:
-        from anyio import to_thread  # the SDKs run on it, under asyncio and trio
+        from anyio import CapacityLimiter, to_thread  # the SDKs run on it, under asyncio and trio
+        from anyio.lowlevel import RunVar
     except ImportError:
         import asyncio
 
         await asyncio.to_thread(function)
-    else:
-        await to_thread.run_sync(function)
+        return
+    if not _limiters:
+        _limiters.append(RunVar("token_meter"))
+    [limiter] = _limiters
+    try:
+        mine = limiter.get()
+    except LookupError:  # the first one in this event loop
+        mine = CapacityLimiter(HOLDING_MAX)
+        limiter.set(mine)
+    await to_thread.run_sync(function, limiter=mine)
+
+
+async def _checkpoint() -> None:
+    """End here if the task was cancelled while it waited for the thread."""
+    try:
+        from anyio.lowlevel import checkpoint_if_cancelled
+    except ImportError:
+        return
+    await checkpoint_if_cancelled()
 
 
 def _tell(tallies: tuple[Tally, ...], readings: list[Reading]) -> None:

@@ -25,6 +25,12 @@ TOKENS_PER_KILOBYTE: Final = 500
 CALLS_UNLEARNED: Final = 5
 """Calls of a hosted tool that are reserved where a request does not limit them."""
 
+UNITS_UNLEARNED: Final = {"audio_ms": 600_000}
+"""Ten minutes of sound."""
+
+TOKENS_MAX: Final = 10**15
+"""No bound is larger: whatever a request names, what is reckoned from it fits a database."""
+
 
 class Bound(NamedTuple):
     """So many tokens of input and of output (all choices together), and calls of hosted tools, at the most."""
@@ -36,7 +42,7 @@ class Bound(NamedTuple):
     @property
     def tokens(self) -> int:
         """All of them."""
-        return self.input + self.output
+        return min(self.input + self.output, TOKENS_MAX)
 
 
 class Unbounded(NamedTuple):
@@ -48,26 +54,29 @@ class Unbounded(NamedTuple):
 def worst(ask: Ask, window: int | None) -> Bound | Unbounded:
     """What the request cannot pass."""
     limitless = [name for name, most in ask.calls if most is None]
+    if unknown := [name for name in limitless if name in UNITS_UNLEARNED]:
+        return Unbounded(f"nobody knows before how much {', '.join(unknown)} it has")
     if limitless or ask.passes is None:
         what = ", ".join(limitless or ask.opaque)
         return Unbounded(
             f"{what} may have the model read its context any number of times: set max_tool_calls, or max_uses of a tool"
         )
-    calls = {name: most for name, most in ask.calls if most is not None}
+    calls = {name: min(most, TOKENS_MAX) for name, most in ask.calls if most is not None}
     if (ask.opaque or ask.size is None) and window is None:
         what = ", ".join(ask.opaque) or "the request"
         return Unbounded(f"nobody knows before how many tokens {what} has, and the model's context window is not known")
     if ask.produces and ask.output_max is None and window is None:
         return Unbounded("the model's context window is not known: name a maximum of output tokens")
     if ask.opaque or ask.size is None:
-        counted = (window or 0) * ask.passes
+        counted = (window or 0) * ask.passes * ask.inputs
     else:
-        counted = ask.size + ask.added if window is None else min(ask.size + ask.added, window)
+        counted = ask.size + ask.added * ask.inputs
+        counted = counted if window is None else min(counted, window * ask.inputs)
     output = 0
     if ask.produces:
         given = [most for most in (ask.output_max, window) if most is not None]
         output = min(given) * ask.choices
-    return Bound(counted, output, calls)
+    return Bound(min(counted, TOKENS_MAX), min(output, TOKENS_MAX), calls)
 
 
 def likely(
@@ -87,8 +96,12 @@ def likely(
         before = learned.input(customer, model)
         counted = max(counted, before.percentile if len(before) else counted + OPAQUE_UNLEARNED)
     if window is not None:
-        counted = min(counted, window)
-    calls = {name: CALLS_UNLEARNED if most is None else most for name, most in ask.calls}
+        counted = min(counted, window * ask.inputs)
+    counted = min(counted, TOKENS_MAX)
+    calls = {
+        name: UNITS_UNLEARNED.get(name, CALLS_UNLEARNED) if most is None else min(most, TOKENS_MAX)
+        for name, most in ask.calls
+    }
     if not ask.produces:
         return Bound(counted, 0, calls)
     outputs = learned.output(customer, model)
@@ -96,7 +109,7 @@ def likely(
     if ask.thinks and len(outputs) < ENOUGH:
         guess = window or OUTPUT_UNLEARNED
     given = [most for most in (ask.output_max, guess, window) if most is not None]
-    return Bound(counted, min(given) * ask.choices, calls)
+    return Bound(counted, min(min(given) * ask.choices, TOKENS_MAX), calls)
 
 
 def _counted(ask: Ask) -> int | None:

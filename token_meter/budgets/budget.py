@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Any, Final, Literal, Self, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from token_meter.budgets.hold import AMOUNT_MAX, subject_of
+from token_meter.budgets.hold import AMOUNT_MAX, LEVEL_MAX, subject_of
 from token_meter.budgets.window import ROLLING, Span, Window
 from token_meter.errors import InvalidBudget
 from token_meter.money import EXACT, ZERO, currency_of, decimal_of, plain
@@ -135,11 +135,6 @@ class Budget:
         }  # fmt: skip
 
     @property
-    def named(self) -> int:
-        """How many values its scope names, instead of `*`."""
-        return sum(value != EACH for _, value in self.scope)
-
-    @property
     def is_money(self) -> bool:
         """Whether it counts money."""
         return self.measure in ("charge", "cost")
@@ -152,7 +147,7 @@ class Budget:
     @property
     def parts_max(self) -> int:
         """The limit in the smallest parts that it counts."""
-        return int(EXACT.scaleb(self.limit, self.decimals).to_integral_value(rounding=ROUND_FLOOR))
+        return min(LEVEL_MAX, int(EXACT.scaleb(self.limit, self.decimals).to_integral_value(rounding=ROUND_FLOOR)))
 
     def parts(self, amount: Decimal | int) -> int:
         """An amount in the smallest parts, rounded up."""
@@ -204,22 +199,20 @@ def concerning(budgets: Iterable[Budget], facts: Mapping[str, str | None]) -> li
 
     Where one names a value for what another has `*`, and both are of the same kind, the named one stands in its place.
     """
-    found: dict[tuple[object, ...], tuple[int, Budget, str]] = {}
-    for budget in budgets:
-        subject = budget.subject(facts)
-        if subject is None:
-            continue
-        kind = _kind(budget)
-        if kind not in found or found[kind][0] < budget.named:
-            found[kind] = (budget.named, budget, subject)
-    return [(budget, subject) for _, budget, subject in found.values()]
+    found = [(budget, subject) for budget in budgets if (subject := budget.subject(facts)) is not None]
+    if len(found) < 2:
+        return found
+    concerned = [budget for budget, _ in found]
+    return [(budget, subject) for budget, subject in found if replaced_by(budget, facts, concerned) is None]
 
 
 def replaced_by(budget: Budget, facts: Mapping[str, str | None], others: Iterable[Budget]) -> Budget | None:
     """The budget that stands in the place of one with `*` for these facts, because it names them."""
     for other in others:
-        if other.named > budget.named and _kind(other) == _kind(budget) and other.subject(facts) is not None:
-            return other
+        if other != budget and _kind(other) == _kind(budget) and other.subject(facts) is not None:
+            pairs = list(zip(budget.scope, other.scope, strict=True))  # the same names, in the same order
+            if all(mine[1] in (EACH, theirs[1]) for mine, theirs in pairs):
+                return other
     return None
 
 

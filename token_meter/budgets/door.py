@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from token_meter.locks import tell_after_fork
 from token_meter.providers.asking import UNKNOWN
 from token_meter.providers.base import Call, CutOff, Reading
 from token_meter.providers.estimate import BYTES_PER_TOKEN
@@ -48,19 +49,28 @@ class Door:
         self._gate: Gate | None = None
         self._look_at = 0.0
         self._changes = ledger.changes
-        self._opening = threading.Lock()
+        self._may = False
+        """What the last look found: whether there may be budgets."""
+        self.after_fork()
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: another thread may have held the locks."""
+        self._opening, self._looking = threading.Lock(), threading.Lock()
 
     def guards(self, customer: str | None, dimensions: Mapping[str, str]) -> bool:
         """Whether a call has to pass the gate."""
         gate = self._gate
         if gate is not None:
             return gate.concerns(customer, dimensions)
-        moment, changes = time.monotonic(), self._ledger.changes
-        if moment < self._look_at and changes == self._changes:
-            return False
-        self._changes = changes
-        self._look_at = moment + LOOK_SECONDS
-        return self._may_have_budgets()
+        if time.monotonic() < self._look_at and self._ledger.changes == self._changes:
+            return self._may
+        with self._looking:  # whoever comes meanwhile waits for what is found
+            if time.monotonic() >= self._look_at or self._ledger.changes != self._changes:
+                changes = self._ledger.changes
+                self._may = self._may_have_budgets()
+                self._changes, self._look_at = changes, time.monotonic() + LOOK_SECONDS
+        return self._may
 
     def hold(self, call: Call, body: Mapping[str, Any]) -> Holding | None:
         """Hold what a call may take; None: nothing limits it. Raises BudgetExceeded."""

@@ -42,6 +42,7 @@ from token_meter.budgets.tidings import Tidings
 from token_meter.budgets.window import Span
 from token_meter.errors import BudgetExceeded, TokenMeterError
 from token_meter.ledger.rows import EPOCH
+from token_meter.ledger.store import LedgerError, StatementRefused
 from token_meter.ledger.tables import state
 from token_meter.locks import tell_after_fork
 from token_meter.providers.asking import Ask
@@ -198,24 +199,33 @@ class Gate:
                 else:
                     self._desk.seed(request, snapshot, facts_of(caller))
             raise Unreachable("budgets change faster than a hold can be worked out")
-        except (Unreachable, TokenMeterError) as problem:
-            if isinstance(problem, BudgetExceeded):
-                raise
-            return self._without_store(id, caller, ask, snapshot, problem)
+        except BudgetExceeded:
+            raise
+        except (Unreachable, LedgerError) as problem:
+            if not isinstance(problem, StatementRefused):
+                if time.monotonic() >= self._down_until:
+                    self._stay_away()
+                return self._without_answer(caller, snapshot, problem)
+            return self._without_answer(caller, snapshot, problem, unexpected=True)
+        except Exception as problem:  # noqa: BLE001 - D3
+            return self._without_answer(caller, snapshot, problem, unexpected=True)
 
-    def _without_store(
-        self, id: str, caller: Caller, ask: Ask, snapshot: Snapshot | None, problem: Exception
+    def _without_answer(
+        self, caller: Caller, snapshot: Snapshot | None, problem: Exception, *, unexpected: bool = False
     ) -> Holding | None:
-        """The ledger does not answer: the operator's setting decides, and it is told either way."""
-        if time.monotonic() >= self._down_until:
-            self._stay_away()
+        """Nobody says what is left: the operator's setting decides, and it is told either way. `unexpected`: the ledger
+        answers, and something about this call is not as it should be: whoever made it so must not get past a limit
+        that is never passed."""
         if snapshot is None:
             self._problem(_OPEN, problem)
             return None
         prepaid = snapshot.policies.of(caller.mode, caller.customer).policy == "block"
         setting = snapshot.policies.prepaid_unreachable if prepaid else snapshot.policies.unreachable
-        if not prepaid and not concerning(self._mine(snapshot, hard_only=True), facts_of(caller)):
+        mine = concerning(self._mine(snapshot, hard_only=True), facts_of(caller))
+        if not prepaid and not mine:
             return None
+        if unexpected and (prepaid or any(budget.enforce == "strict" for budget, _ in mine)):
+            setting = "closed"
         self._problem(_CLOSED if setting == "closed" else _OPEN, problem)
         if setting == "closed":
             raise refusal.unreachable(f"customer={caller.customer}" if prepaid else _who(caller), problem)

@@ -20,6 +20,9 @@ CREDIT_DECIMALS: Final = 9
 AMOUNT_MAX: Final = 10**17
 """The largest amount of one hold: a sum of many still fits 63 bits."""
 
+LEVEL_MAX: Final = 4 * 10**18
+"""The largest limit that a database of 63 bits compares with."""
+
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 Became = Literal["settled", "released", "lost"]

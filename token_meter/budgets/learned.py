@@ -80,12 +80,12 @@ class Learned:
     def output(self, customer: str | None, model: str) -> Sample:
         """Tokens of output of a customer's calls of a model."""
         self._ask_once(customer, model)
-        return self._outputs[customer, model]
+        return self._outputs.get((customer, model)) or Sample()
 
     def input(self, customer: str | None, model: str) -> Sample:
         """Tokens of input of a customer's calls of a model."""
         self._ask_once(customer, model)
-        return self._inputs[customer, model]
+        return self._inputs.get((customer, model)) or Sample()
 
     def tokens_per_kilobyte(self, model: str) -> Sample:
         """Tokens of input for a thousand bytes of a request."""

@@ -74,9 +74,11 @@ class Needs:
     def _needed(self, budget: Budget, caller: Caller, bound: Bound) -> int | None:
         asked = self._ask.context
         contexts: Sequence[Mapping[str, Any]] = [asked]
-        if budget.enforce == "strict" and "service_tier" not in asked:
-            contexts = [{**asked, **each} for each in self._rates.contexts(caller, self._at)]
-        return self._rates.needed(budget, caller, bound, at=self._at, types=self._ask.types, contexts=contexts)
+        if budget.enforce == "strict":
+            contexts = [{**each, **asked} for each in self._rates.contexts(caller, self._at)]
+        return self._rates.needed(
+            budget, caller, bound, self._ask, at=self._at, contexts=contexts, every=budget.enforce == "strict"
+        )
 
 
 def credit_budget(policy: CreditPolicy) -> Budget:

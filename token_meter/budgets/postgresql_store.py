@@ -24,6 +24,7 @@ from token_meter.budgets.hold import (
 )
 from token_meter.errors import TokenMeterError
 from token_meter.ledger.ledger import Ledger
+from token_meter.ledger.store import StatementRefused
 from token_meter.ledger.tables import holds, spend, state
 from token_meter.ledger.text import to_stored
 
@@ -164,5 +165,7 @@ class PostgresqlHolds:
 
         try:
             return self._ledger.quickly(step)
+        except StatementRefused:
+            raise
         except TokenMeterError as problem:
             raise Unreachable(str(problem)) from problem

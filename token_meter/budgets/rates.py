@@ -18,12 +18,16 @@ from token_meter.ledger.ratings import Read
 from token_meter.ledger.tables import EVENTS
 from token_meter.money import EXACT, ZERO, product
 from token_meter.prices.windows import window_of
+from token_meter.providers.asking import Ask
 from token_meter.usage import TOKEN_TYPES, Usage
 
 _INPUTS: Final = frozenset(
     name for name, row in TOKEN_TYPES.items() if row.headline in ("input", "cached input", "cache write")
 )
+_TOKENS: Final = frozenset(name for name, row in TOKEN_TYPES.items() if row.unit == "token")
 _ALWAYS: Final = ("input", "cache_read", "output", "reasoning")
+_INSTEAD: Final = frozenset({"audio_ms", "characters", "images"})
+"""What some models bill instead of tokens."""
 REMEMBERED_MAX: Final = 10_000
 
 
@@ -62,17 +66,24 @@ class Rates:
         budget: Budget,
         caller: Caller,
         bound: Bound,
+        ask: Ask,
         *,
         at: datetime,
-        types: Sequence[str],
         contexts: Sequence[Mapping[str, Any]],
+        every: bool,
     ) -> int | None:
-        """What a bound takes of a budget, in its smallest parts: of types and contexts the dearest. None: unpriced."""
+        """What a bound takes of a budget, in its smallest parts: of types and contexts the dearest. None: unpriced.
+
+        `every`: not only the types that are usual, but all that the model may bill such a request by.
+        """
         if budget.measure == "requests":
             return 1
         if budget.measure == "tokens":
             return bound.tokens
-        amounts = [self._needed(budget, caller, bound, at, types, context) for context in contexts]
+        names = [*_ALWAYS, *ask.types, *ask.expected, *bound.calls]
+        if every:  # text is not billed as sound or pictures, but the answer may be
+            names += _TOKENS if ask.opaque else _TOKENS - _INPUTS
+        amounts = [self._needed(budget, caller, bound, at, names, ask.expected, each) for each in contexts]
         priced = [amount for amount in amounts if amount is not None]
         # A tier without a price is none that this model has; the standard always has to have one.
         return None if amounts[0] is None else budget.parts(max(priced))
@@ -83,23 +94,27 @@ class Rates:
         caller: Caller,
         bound: Bound,
         at: datetime,
-        types: Sequence[str],
+        names: Sequence[str],
+        expected: Sequence[str],
         context: Mapping[str, Any],
     ) -> Decimal | None:
-        names = dict.fromkeys([*_ALWAYS, *types, *bound.calls])
-        event = _event(caller, Usage.of(dict.fromkeys(names, 1)), at, {**context, "context_tokens": bound.input})
-        rated = self._rated(event)
-        into = _dearest(budget, (part for part in rated if part.name in _INPUTS))
-        out = _dearest(budget, (part for part in rated if _is_output(part.name)))
-        if (bound.input and into is None) or (bound.output and out is None):
-            return None
+        usage = Usage.of(dict.fromkeys(names, 1))
+        rated = self._rated(_event(caller, usage, at, {**context, "context_tokens": bound.input}))
+        units = {part.name: money(budget, part) for part in rated}
+        instead = any(units.get(name) is not None for name in _INSTEAD.intersection(bound.calls))
+        into = _dearest(units, _INPUTS)
+        out = _dearest(units, _TOKENS - _INPUTS)
+        if not instead:
+            if (bound.input and into is None) or (bound.output and out is None):
+                return None
+            if any(units.get(name) is None for name in expected):
+                return None
         amount = EXACT.add(product(into or ZERO, bound.input), product(out or ZERO, bound.output))
-        for part in rated:
-            if part.name in bound.calls or part.name == EVENTS:
-                unit = money(budget, part)
-                if unit is None:
-                    return None
-                amount = EXACT.add(amount, product(unit, bound.calls.get(part.name, 1)))
+        for name in (*bound.calls, EVENTS):
+            unit = units.get(name, ZERO)
+            if unit is None and name not in _INSTEAD:
+                return None
+            amount = EXACT.add(amount, product(unit or ZERO, bound.calls.get(name, 1)))
         return amount
 
     def other_currency(self, budget: Budget, caller: Caller, at: datetime) -> str | None:
@@ -129,11 +144,16 @@ class Rates:
         return [taken(budget, quantities, is_call=True) for budget in budgets]
 
     def contexts(self, caller: Caller, at: datetime) -> list[Mapping[str, Any]]:
-        """The service tiers that a provider may serve a request of no named tier in, the standard first."""
+        """In what a provider may serve a request that names nothing: service tiers and places, the standard first."""
         found = self._rater.book.find(caller.provider, caller.model)
-        others = sorted(found.contexts(at)) if found is not None else []
-        tiers = [dict(each) for each in others if [name for name, _ in each] == ["service_tier"]]
-        return [{}, *tiers]
+        if found is None:
+            return [{}]
+        tiers = [dict(each) for each in sorted(found.contexts(at)) if [name for name, _ in each] == ["service_tier"]]
+        geos = {
+            factor.geo: {"geo": factor.geo} for factor in self._rater.book.factors
+            if factor.kind == "geo" and factor.multiplier > 1 and factor.meets(caller.provider, found.id, at)
+        }  # fmt: skip
+        return [{**tier, **geo} for geo in ({}, *geos.values()) for tier in ({}, *tiers)]
 
     def dearest(self, caller: Caller, at: datetime) -> Caller | None:
         """The same call of the provider's dearest model; None: it has none with a price."""
@@ -189,10 +209,6 @@ def _event(
     )  # fmt: skip
 
 
-def _dearest(budget: Budget, parts: Iterable[RatedQuantity]) -> Decimal | None:
-    units = [unit for part in parts if (unit := money(budget, part)) is not None]
-    return max(units, default=None)
-
-
-def _is_output(name: str) -> bool:
-    return name != EVENTS and TOKEN_TYPES[name].unit == "token" and name not in _INPUTS
+def _dearest(units: Mapping[str, Decimal | None], names: Iterable[str]) -> Decimal | None:
+    found = [unit for name in names if (unit := units.get(name)) is not None]
+    return max(found, default=None)

@@ -17,6 +17,7 @@ from token_meter.billing.credit import pays_for, scope_of
 from token_meter.budgets import holding
 from token_meter.budgets.hold import (
     CREDIT_DECIMALS,
+    LEVEL_MAX,
     MINE_MAX,
     Became,
     CreditAsk,
@@ -226,7 +227,8 @@ class _Rows:
             for remaining, scope in self._execute(_GRANTS, who)
             if not scope or pays_for(scope_of(json.loads(scope)), place)
         ]
-        return int(EXACT.multiply(total(usable), 10**CREDIT_DECIMALS).to_integral_value(rounding=ROUND_FLOOR))
+        left = int(EXACT.multiply(total(usable), 10**CREDIT_DECIMALS).to_integral_value(rounding=ROUND_FLOOR))
+        return min(left, LEVEL_MAX)
 
     def get(self, id: str) -> Held | None:
         row = self._execute(_GET, (id,)).fetchone()

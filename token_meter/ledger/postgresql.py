@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from token_meter.errors import MissingExtra
 from token_meter.ledger.rows import COLUMNS
-from token_meter.ledger.store import LedgerError, QuantityRow, Result, Store
+from token_meter.ledger.store import LedgerError, QuantityRow, Result, StatementRefused, Store
 from token_meter.ledger.tables import events
 
 CONNECT_SECONDS: Final = 10
@@ -101,7 +101,10 @@ class PostgresqlStore(Store):
                     # The server was restarted, or closed it: what is done here may be done twice.
             return self._with(self._connect_quick(), action)
         except self.engine.dialect.loaded_dbapi.Error as problem:
-            raise LedgerError(f"the ledger {self.place}: {_first_line(problem)}") from problem
+            driver = self.engine.dialect.loaded_dbapi
+            away = isinstance(problem, (driver.OperationalError, driver.InterfaceError))
+            kind = LedgerError if away else StatementRefused
+            raise kind(f"the ledger {self.place}: {_first_line(problem)}") from problem
         finally:
             self._quick_slots.release()
 

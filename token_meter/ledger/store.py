@@ -25,6 +25,10 @@ class LedgerError(TokenMeterError):
     """The ledger cannot be opened or used as asked; the message says why and what to do."""
 
 
+class StatementRefused(LedgerError):
+    """The database answers, and takes not this: to ask again would be in vain."""
+
+
 class Store(ABC):
     """One database. `place` names it in messages, without a password."""
 

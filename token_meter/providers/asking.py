@@ -28,22 +28,26 @@ class Ask(NamedTuple):
     """What bounds the cost of a request.
 
     `size`: bytes of all text that the model may be shown (None: too many fields to count). `added`: tokens that the
-    provider adds to it, at the most. `output_max`: tokens that one of
-    `choices` may have, reasoning included. `thinks`: it asks for reasoning. `opaque`: fields whose cost nobody knows
-    before (files, earlier responses, tools that fetch text). `calls`: tools of the provider that are billed by call,
-    and how often at most (None: as often as the model likes). `types`: token types other than text that may be billed.
-    `passes`: how often at most the model reads its context (None: as often as it likes), because such tools make it
-    read again. `context` is a price context as events have it. `produces`: whether there is output at all. `tokens`
-    counts the input with a tokeniser, in its own time, where there is one for the model (else it returns None).
+    provider adds to it, at the most. `output_max`: tokens that one of `choices` may have, reasoning included.
+    `inputs`: so many are read one by one, each with a context window of its own. `thinks`: it asks for reasoning.
+    `opaque`: fields whose cost nobody knows before (files, earlier responses, tools that fetch text). `calls`: tools of
+    the provider that are billed by call, and how often at most (None: as often as the model likes); also what some
+    models bill instead of tokens (characters, pictures, milliseconds of sound). `types`: token types other than text
+    that may be billed; `expected`: those that certainly are. `passes`: how often at most the model reads its context
+    (None: as often as it likes), because such tools make it read again. `context` is a price context as events have
+    it. `produces`: whether there is output at all. `tokens` counts the input with a tokeniser, in its own time, where
+    there is one for the model (else it returns None).
     """
 
     size: int | None
     output_max: int | None = None
     choices: int = 1
+    inputs: int = 1
     thinks: bool = False
     opaque: tuple[str, ...] = ()
     calls: tuple[tuple[str, int | None], ...] = ()
     types: tuple[str, ...] = ()
+    expected: tuple[str, ...] = ()
     passes: int | None = 1
     context: Mapping[str, Any] = {}
     produces: bool = True
@@ -55,6 +59,9 @@ _MEDIA: Final = frozenset({"media_type", "mimeType", "mime_type"})
 """Beside these a field `data` is a file: in Anthropic's and Google's dialects."""
 
 _HEAD_CHARACTERS: Final = 256
+
+ABSENT: Final = frozenset({"NotGiven", "Omit"})
+"""The SDKs put objects of these classes where nothing was given; what is sent has no such field."""
 
 UNKNOWN: Final = Ask(None, opaque=("the whole request",))
 
@@ -89,11 +96,20 @@ def measured(body: Body, opaque: frozenset[str]) -> tuple[int | None, tuple[str,
             waiting.extend(each)
         elif isinstance(each, (bytes, bytearray)):
             found[INLINE] = None
-        elif each is None or isinstance(each, (int, float)):
-            size += BYTES_PER_FIELD
+        elif isinstance(each, float):
+            size += len(repr(each))
+        elif each is None or isinstance(each, int):
+            size += BYTES_PER_FIELD + (0 if each is None else each.bit_length() // 3)
+        elif type(each).__name__ in ABSENT:
+            pass
         else:
             found[INLINE] = None  # an open file, or an object of the caller's
     return size, tuple(found)
+
+
+def given_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A request without the fields that were not given."""
+    return {name: value for name, value in body.items() if type(value).__name__ not in ABSENT}
 
 
 def limit_of(body: Mapping[str, Any], *names: str) -> int | None:

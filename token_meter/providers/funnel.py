@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from token_meter.context import Attribution
 from token_meter.errors import BudgetExceeded
+from token_meter.providers.asking import given_of
 from token_meter.providers.base import Call, Endpoint, Recorder, mapping, text
 from token_meter.providers.failures import may_have_been_billed, was_refused
 from token_meter.providers.hops import carry_hops
@@ -155,7 +156,7 @@ def _begin(
 def _asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
     """What is asked for; `extra_body` has the last word."""
     options = kwargs["options"] if "options" in kwargs else args[1]
-    return {**mapping(options.json_data), **mapping(getattr(options, "extra_json", None))}
+    return given_of({**mapping(options.json_data), **mapping(getattr(options, "extra_json", None))})
 
 
 def _opened(vendor: Vendor, binding: Binding, client: Any, options: Any) -> Call | None:

@@ -245,7 +245,10 @@ def ask_generation(body: Body) -> Ask:
 def ask_embedding(body: Body) -> Ask:
     """Embeddings have input only."""
     size, opaque = measured(body, _OPAQUE)
-    return Ask(size, opaque=opaque, produces=False)
+    requests = body.get("requests") or body.get("instances")
+    return Ask(
+        size, inputs=len(requests) if isinstance(requests, list) and requests else 1, opaque=opaque, produces=False
+    )
 
 
 GENERATE: Final = Endpoint(

@@ -28,7 +28,7 @@ def ask_chat(body: Body) -> Ask:
     size, opaque = measured(body, _OPAQUE)
     effort = body.get("reasoning_effort")
     audio = "audio" in (body.get("modalities") or ())
-    searches = "web_search_options" in body
+    searches = "web_search_options" in body or "-search-" in str(body.get("model"))
     return Ask(
         size,
         limit_of(body, "max_completion_tokens", "max_tokens"),
@@ -51,10 +51,11 @@ def ask_completion(body: Body) -> Ask:
     """Legacy completions: `best_of` are produced and billed, for each prompt of a list."""
     size, opaque = measured(body, _OPAQUE)
     prompt = body.get("prompt")
-    prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+    prompts = _inputs_of(prompt)
     choices = max(count_of(body.get("n")), count_of(body.get("best_of"))) * prompts
     return Ask(
-        size, limit_of(body, "max_tokens") or _PLAIN_COMPLETION, choices=choices, opaque=opaque, context=_context(body),
+        size, limit_of(body, "max_tokens") or _PLAIN_COMPLETION, choices=choices, inputs=prompts, opaque=opaque,
+        context=_context(body),
         tokens=_counter(body),
     )  # fmt: skip
 
@@ -95,17 +96,31 @@ def ask_response(body: Body) -> Ask:
 def ask_embedding(body: Body) -> Ask:
     """Embeddings have input only."""
     size, opaque = measured(body, _OPAQUE)
-    return Ask(size, opaque=opaque, produces=False, tokens=_counter(body))
+    return Ask(
+        size, inputs=_inputs_of(body.get("input")), opaque=opaque, produces=False, tokens=_counter(body)
+    )  # fmt: skip
+
+
+def _inputs_of(value: Any) -> int:
+    """How many texts there are in a text, a list of texts, or one or more lists of tokens."""
+    return len(value) if isinstance(value, list) and value and not isinstance(value[0], int) else 1
 
 
 def ask_image(body: Body) -> Ask:
     """Pictures: what they cost depends on size and quality in a way that no field tells."""
-    return UNKNOWN._replace(choices=count_of(body.get("n")), types=("output_image", "input_image"))
+    pictures = count_of(body.get("n"))
+    return UNKNOWN._replace(
+        choices=pictures, types=("output_image", "input_image"), expected=("output_image",),
+        calls=(("images", pictures),),
+    )  # fmt: skip
 
 
 def ask_audio(body: Body) -> Ask:
-    """Speech and transcription: how long the sound is, nobody knows before."""
-    return UNKNOWN._replace(types=("input_audio", "output_audio"))
+    """Speech is billed by the text, or by tokens of sound; transcription by how long a sound is."""
+    said = body.get("input")
+    if isinstance(said, str):
+        return UNKNOWN._replace(types=("output_audio",), calls=(("characters", len(said)),))
+    return UNKNOWN._replace(types=("input_audio",), calls=(("audio_ms", None),))
 
 
 def _counter(body: Body) -> Callable[[], int | None]:
