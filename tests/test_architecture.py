@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("ledger", ". corrections costs first_sight lateness ledger migrate opening periods postgresql query rater ratings "
                "record rollups rows sqlite store tables text usage values"),
     ("ledger.migrations", ". env versions versions.v0001_first versions.v0002_customers versions.v0003_rating "
-                          "versions.v0004_credit_scope versions.v0005_subscriptions versions.v0006_budgets"),
+                          "versions.v0004_credit_scope versions.v0005_subscriptions versions.v0006_budgets versions.v0007_lost_holds"),
     ("accounts", ". book csv_columns csv_export csv_import customer directory"),
     ("prices", ". book change context drift factors feed_check feeds genai likely merge model names overrides price "
                "shipped stated tariff windows"),

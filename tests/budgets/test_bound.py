@@ -7,12 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokeniser_kit import Gated, cookbook_tokens, loaded
-from token_meter.budgets.bound import OPAQUE_UNLEARNED, OUTPUT_UNLEARNED, Bound, Unbounded, likely, worst
+from token_meter.budgets.bound import OPAQUE_UNLEARNED, OUTPUT_UNLEARNED, TOKENS_MAX, Bound, Unbounded, likely, worst
 from token_meter.budgets.learned import ENOUGH, SAMPLES_MAX, Learned, Observed, Sample
 from token_meter.providers.anthropic import ask_message
 from token_meter.providers.asking import ADDED, NODES_MAX, Ask, measured
 from token_meter.providers.google import ask_generation
-from token_meter.providers.openai_asks import ask_chat, ask_completion, ask_embedding, ask_response
+from token_meter.providers.openai_asks import (
+    ask_audio,
+    ask_chat,
+    ask_completion,
+    ask_embedding,
+    ask_image,
+    ask_response,
+)
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
@@ -235,3 +242,36 @@ def test_the_percentile_of_a_sample_is_one_of_its_values_and_never_far_behind(va
     kept = sorted(values[-SAMPLES_MAX:])
     assert len(sample) == len(kept)
     assert sample.percentile == kept[-(-99 * len(kept) // 100) - 1]
+
+
+def test_each_input_has_a_context_window_of_its_own():
+    many = ask_embedding({"input": ["word " * 100] * 50})
+
+    assert worst(many, 200) == Bound(50 * 200, 0, {})
+    assert likely(many, 200, learned(), customer="acme", model="m").input == 50 * 200
+    assert worst(ask_completion({"prompt": ["word " * 100] * 20}), 200).input == 20 * 200
+    assert worst(ask_embedding({"input": [1, 2, 3]}), 200).input <= 200
+
+
+def test_numbers_count_as_they_are_written():
+    floats = ask_chat({"messages": [0.1234567890123456] * 100})
+    whole = ask_chat({"messages": [10**300]})
+
+    assert floats.size >= 1_800 and whole.size >= 300
+
+
+def test_nothing_that_a_request_names_passes_what_a_database_keeps():
+    ask = ask_chat({"messages": MESSAGES, "max_tokens": 10**19, "n": 10**400})
+
+    assert worst(ask, None).tokens == likely(ask, None, learned(), customer="acme", model="m").tokens == TOKENS_MAX
+
+
+def test_sound_and_pictures():
+    spoken = ask_audio({"model": "tts-1", "input": "Hello"})
+    heard = ask_audio({"model": "whisper-1"})
+    drawn = ask_image({"model": "dall-e-3", "prompt": "a cat", "n": 2})
+
+    assert likely(spoken, None, learned(), customer="a", model="m").calls == {"characters": 5}
+    assert likely(heard, None, learned(), customer="a", model="m").calls == {"audio_ms": 600_000}
+    assert isinstance(worst(heard, 1000), Unbounded)
+    assert (drawn.choices, drawn.calls, drawn.expected) == (2, (("images", 2),), ("output_image",))

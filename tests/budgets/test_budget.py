@@ -131,3 +131,24 @@ def test_only_calls_that_have_every_key_are_concerned():
 def test_what_is_no_budget_is_refused(wrong):
     with pytest.raises(InvalidBudget):
         Budget.read(wrong)
+
+
+def test_a_budget_stands_in_the_place_of_one_that_is_wider_in_every_name():
+    def of(**scope):
+        return Budget.read({"scope": scope, "limit": 1})
+
+    def left(*budgets, **facts):
+        return {tuple(dict(budget.scope).values()) for budget, _ in concerning(budgets, facts)}
+
+    each, named, other = of(customer="*", key="*"), of(customer="acme", key="*"), of(customer="*", key="k1")
+    assert left(each, named, customer="acme", key="k1") == {("acme", "*")}
+    assert left(each, named, other, customer="acme", key="k1") == {("acme", "*"), ("*", "k1")}
+    both = of(customer="acme", key="k1")
+    assert left(each, named, other, both, customer="acme", key="k1") == {("acme", "k1")}
+    # Of two patterns neither is wider: both count, in whatever order they were set.
+    wide, narrow = of(model="gpt-4*"), of(model="gpt-4o*")
+    assert (
+        left(wide, narrow, model="gpt-4o-mini")
+        == left(narrow, wide, model="gpt-4o-mini")
+        == {("gpt-4*",), ("gpt-4o*",)}
+    )

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+from sqlalchemy import select
 
 from token_meter.billing.plans import PlansFile
 from token_meter.bookkeeping.lazy import LazyRater
@@ -17,6 +18,7 @@ from token_meter.budgets.snapshot import span_of
 from token_meter.budgets.stores import holds_of
 from token_meter.event import MeterEvent
 from token_meter.ledger import Ledger
+from token_meter.ledger.tables import spend
 from token_meter.usage import Usage
 
 AT = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -287,3 +289,103 @@ def test_the_window_of_a_plan_is_the_customers_billing_period(ledger, desk):
     assert (standing.since, standing.until) == (
         datetime(2026, 11, 10, tzinfo=UTC), datetime(2026, 12, 10, tzinfo=UTC),
     )  # fmt: skip
+
+
+def test_a_call_across_midnight_counts_in_the_day_in_which_it_was_admitted_only(ledger, desk):
+    """Also when its event is recorded before the new day has a counter, which is made from what is recorded."""
+    made = desk.set(budget(window="day"))
+    late = int(datetime(2026, 11, 20, 23, 59, 59, tzinfo=UTC).timestamp()) * 1_000_000
+    held(ledger, desk, "e1", "1", [made], at=late)
+    holds_of(ledger).settle("e1", "settled", [made.parts(Decimal("0.15"))])
+
+    ledger.record([event("e1", at=datetime(2026, 11, 21, 0, 0, 10, tzinfo=UTC)),
+                   event("e2", at=datetime(2026, 11, 21, 0, 0, 11, tzinfo=UTC))])  # fmt: skip
+    held(ledger, desk, "e3", "1", [made], at=late + 30_000_000)
+
+    def spent(moment):
+        [standing] = BudgetDesk(ledger, now=lambda: moment / 1e6).standings()
+        return standing.spent
+
+    assert spent(late) == Decimal("0.15"), "e1"
+    assert spent(late + 30_000_000) == Decimal("0.15"), "e2, which had no hold and counts by its own time"
+
+
+def test_what_was_used_while_a_budget_was_not_there_counts_when_it_is_back(ledger, desk):
+    made = desk.set(budget())
+    held(ledger, desk, "e1", "1", [made])
+    ledger.record([event("e1")])
+    held(ledger, desk, "under way", "2", [made])
+    held(ledger, desk, "not recorded", "1", [made])
+    holds_of(ledger).settle("not recorded", "settled", [made.parts(Decimal("0.3"))])
+    desk.end(made.id)
+    ledger.record([event("e2"), event("e3")])
+
+    desk.set(budget())
+
+    assert plain(desk) == ("0.75", "2", "0")
+    ledger.record([event("not recorded")])
+    assert plain(desk) == ("0.6", "2", "0")
+
+
+def test_what_was_counted_in_the_place_of_another_counts_there_when_it_ends(ledger, desk):
+    each = desk.set(budget(scope={"customer": "*"}))
+    held(ledger, desk, "e1", "1", [each])
+    ledger.record([event("e1")])
+    named = desk.set(budget())
+    held(ledger, desk, "e2", "1", [named])
+    ledger.record([event("e2")])
+
+    desk.end(named.id)
+
+    assert plain(desk) == ("0.3", "0", "0")
+
+
+@pytest.mark.parametrize("window", ["day", "1h"])
+def test_a_call_whose_answer_comes_later_stays_charged_as_lost_until_then(ledger, desk, window):
+    """Background responses: a placeholder is recorded under another id than the call's, before or after the hold is
+    settled."""
+    made = desk.set(budget(window=window))
+    store = holds_of(ledger)
+    for id, first in (("e1", "placeholder"), ("e2", "settlement")):
+        held(ledger, desk, id, "1", [made])
+        said = event(f"{id}-answer", status="unmetered", usage=Usage())
+        if first == "placeholder":
+            ledger.record([said])
+        store.settle(id, "lost", event=f"{id}-answer")
+        ledger.record([said])
+    assert plain(desk) == (("0", "0", "2") if window == "day" else ("2", "0", "0"))
+
+    ledger.record([event("e1-answer"), event("e2-answer")])
+
+    assert plain(desk) == ("0.3", "0", "0")
+    assert desk.holds(pending=True) == []
+
+
+def test_corrections_and_placeholders_are_no_requests(ledger, desk):
+    made = desk.set(budget(measure="requests"))
+    held(ledger, desk, "e1", "1", [made])
+    held(ledger, desk, "e2", "1", [made])
+    ledger.record([event("e1"), event("e2", status="unmetered", usage=Usage())])
+    assert plain(desk) == ("1", "0", "1")
+
+    desk.release(["e2"])
+    ledger.record([event("c1", corrects="e1", usage=Usage(input=3))])
+    assert plain(desk) == ("1", "0", "0")
+
+    ledger.record([event("e2")])
+    assert plain(desk) == ("2", "0", "0")
+
+
+def test_old_counters_are_dropped_and_those_that_hold_something_are_kept(ledger, desk):
+    day, rolling = desk.set(budget(window="day")), desk.set(budget(window="1h", limit=20))
+    for number, days in enumerate((50, 45, 1)):
+        held(ledger, desk, f"e{number}", "1", [day, rolling], at=MICROS - days * 86_400_000_000)
+    for number in (0, 2):
+        holds_of(ledger).settle(f"e{number}", "settled", [day.parts(1), day.parts(1)])
+
+    desk.forget_old()
+
+    with ledger.reading() as (_, connection):
+        starts = connection.execute(select(spend.c.budget, spend.c.start)).all()
+    assert len([1 for budget, _ in starts if budget == day.id]) == 2
+    assert [start for budget, start in starts if budget == rolling.id] == [-1]

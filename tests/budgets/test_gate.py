@@ -12,6 +12,9 @@ from decimal import Decimal
 from uuid import uuid4
 
 import anthropic
+import anyio
+import anyio.from_thread
+import anyio.to_thread
 import openai
 import pytest
 from google import genai
@@ -779,3 +782,122 @@ def test_a_budget_may_have_the_input_tokenised_before_each_call(small):
     with small.meter.customer("acme"), pytest.raises(BudgetExceeded):
         client.chat.completions.create(**words)
     assert encoding.threads == {threading.current_thread().name}
+
+
+def test_nobody_passes_while_the_gate_opens(tmp_path):
+    """The first calls of a program come together, and opening takes a while."""
+    with Meter(tmp_path / "usage.db", journal=tmp_path / "before") as meter:
+        meter.budget("acme", 0, enforce="strict", of="requests")
+    made = Team(tmp_path / "usage.db", tmp_path)
+    with made.stack:
+        client = made.async_openai()
+
+        async def call():
+            with made.meter.customer("acme"), pytest.raises(BudgetExceeded):
+                await client.chat.completions.create(**CHAT)
+
+        async def main():
+            await asyncio.gather(*(call() for _ in range(20)))
+            await client.close()
+
+        asyncio.run(main())
+        assert made.requests == 0
+
+
+def test_first_calls_of_many_threads_meet_at_the_gate(tmp_path):
+    with Meter(tmp_path / "usage.db", journal=tmp_path / "before") as meter:
+        meter.budget("acme", 0, enforce="strict", of="requests")
+    made = Team(tmp_path / "usage.db", tmp_path)
+    with made.stack:
+        client, start, refused = made.openai(), threading.Barrier(12), []
+
+        def call():
+            start.wait()
+            with made.meter.customer("acme"):
+                try:
+                    client.chat.completions.create(**CHAT)
+                except BudgetExceeded:
+                    refused.append(1)
+
+        callers = [threading.Thread(target=call) for _ in range(12)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert (len(refused), made.requests) == (12, 0)
+
+
+def test_no_number_in_a_request_opens_the_gate_for_others(team):
+    team.meter.budget("acme", 0, of="requests")
+    team.meter.budget("mallory", 10, of="tokens", enforce="strict")
+    client = team.openai()
+    for wild in ({"n": 10**19}, {"max_tokens": 10**19}, {"n": 10**400}):
+        with team.meter.customer("mallory"), pytest.raises(BudgetExceeded):
+            client.chat.completions.create(**{**CHAT, **wild})
+        with team.meter.customer("acme"), pytest.raises(BudgetExceeded):
+            client.chat.completions.create(**CHAT)
+    assert team.requests == 0
+
+
+def test_what_is_unexpected_refuses_only_where_a_limit_is_never_passed(small, monkeypatch):
+    small.meter.budget("strict", 100, of="tokens", enforce="strict")
+    small.meter.budget("bounded", 100, of="tokens")
+    client = small.openai()
+    monkeypatch.setattr("token_meter.budgets.needs.Needs.of", lambda *_: 1 / 0)
+
+    with small.meter.customer("strict"), pytest.raises(BudgetExceeded, match="cannot be looked up"):
+        client.chat.completions.create(**CHAT)
+    with small.meter.customer("bounded"):
+        client.chat.completions.create(**CHAT)
+    assert small.meter.health().problems["the ledger does not answer: calls pass WITHOUT their budgets"] == 1
+
+
+def test_credit_without_measure_is_still_credit(team):
+    """10^30 in billionths does not fit any database's integers."""
+    team.meter.budgets.policy("acme", CreditPolicy.read({"policy": "block"}))
+    team.meter.budget("acme", 2, of="requests")
+    team.meter.credit("acme", "1000000000000000000000000000000")
+    client = team.openai()
+
+    with team.meter.customer("acme"):
+        for _ in range(2):
+            client.chat.completions.create(**CHAT)
+        with pytest.raises(BudgetExceeded, match="2 of 2 requests is spent"):
+            client.chat.completions.create(**CHAT)
+
+
+def test_fields_that_were_not_given_do_not_count(small):
+    """Anthropic's SDK leaves objects of its own where nothing was given."""
+    small.meter.budget("acme", "0.01", enforce="strict")
+
+    with small.meter.customer("acme"):
+        small.anthropic().messages.create(model="claude-sonnet-4-6", max_tokens=1, messages=HELLO)
+
+    assert small.requests == 1
+
+
+def test_tasks_that_worker_threads_wait_for_can_still_hold(small):
+    """As FastAPI runs sync endpoints: all of anyio's threads wait for the event loop, which needs one to hold."""
+    small.meter.budget("acme", 10_000, of="requests")
+    client = small.async_openai()
+
+    async def call():
+        with small.meter.customer("acme"):
+            await client.chat.completions.create(**CHAT)
+
+    async def main():
+        await call()
+        start = threading.Barrier(40)
+
+        def endpoint():
+            start.wait()
+            anyio.from_thread.run(call)
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as group:
+                for _ in range(40):
+                    group.start_soon(anyio.to_thread.run_sync, endpoint)
+        await client.close()
+
+    anyio.run(main)
+    assert small.requests == 41

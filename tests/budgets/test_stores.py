@@ -227,3 +227,30 @@ def test_of_many_racers_exactly_those_pass_that_fit(kit, repetition):
 
     assert len(passed) == 7
     assert kit.used(part(0)) == (7, 0, 0)
+
+
+def test_what_is_lost_in_a_rolling_window_frees_itself_with_its_time(kit):
+    """Else a few timeouts would refuse calls until a person gives them back."""
+    assert kit.hold("a", rolling(60, 100)).kind == "held"
+    kit.store.settle("a", "lost")
+    assert kit.hold("b", rolling(60, 100)).kind == "refused"
+    assert kit.used(rolling(0, 100)) == (60, 0, 0)
+
+    late = NOW + 61 * MINUTE
+    assert kit.hold("b", rolling(60, 100, at=late), now=late).kind == "held"
+
+    kit.store.settle("a", "settled", [5])
+    assert kit.used(rolling(0, 100)) == (5, 60, 0)
+    kit.store.settle("b", "lost")
+    kit.store.settle("b", "released")
+    assert kit.used(rolling(0, 100, at=late)) == (0, 0, 0)
+
+
+def test_a_lost_hold_may_wait_under_the_id_of_the_event_that_will_tell(kit):
+    kit.hold("a", part(60))
+
+    kit.store.settle("a", "lost", event="answer")
+
+    assert kit.states() == {"answer": "lost"} and kit.used(part(0)) == (0, 0, 60)
+    kit.store.settle("answer", "settled", [10])
+    assert kit.used(part(0)) == (10, 0, 0)

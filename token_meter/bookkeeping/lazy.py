@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from token_meter.locks import tell_after_fork
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -26,15 +29,23 @@ class LazyRater:
     def __init__(self, prices: str | os.PathLike[str] | Mapping[str, Any] | PriceBook | None = None) -> None:
         self._prices = prices if prices is not None else os.environ.get(PRICES_VARIABLE) or None
         self._made: LedgerRater | None = None
+        self.after_fork()
+        tell_after_fork(self)
         if self._prices is not None:
             self.made()
 
-    def made(self) -> LedgerRater:
-        """The rater itself."""
-        if self._made is None:
-            from token_meter.bookkeeping.rater import LedgerRater
+    def after_fork(self) -> None:
+        """In a forked child: another thread may have held the lock."""
+        self._making = threading.Lock()
 
-            self._made = LedgerRater(self._prices)
+    def made(self) -> LedgerRater:
+        """The rater itself: the same for whoever delivers and whoever holds."""
+        if self._made is None:
+            with self._making:
+                if self._made is None:
+                    from token_meter.bookkeeping.rater import LedgerRater
+
+                    self._made = LedgerRater(self._prices)
         return self._made
 
     def renew(self, store: Store, connection: Connection) -> None:

@@ -135,6 +135,14 @@ class Budget:
         }  # fmt: skip
 
     @property
+    def kind(self) -> tuple[object, ...]:
+        """What two budgets must have in common for one to stand in the place of the other."""
+        return (
+            self.mode, tuple(name for name, _ in self.scope), self.measure, self.window, self.currency,
+            self.enforce == "soft",
+        )  # fmt: skip
+
+    @property
     def is_money(self) -> bool:
         """Whether it counts money."""
         return self.measure in ("charge", "cost")
@@ -209,18 +217,11 @@ def concerning(budgets: Iterable[Budget], facts: Mapping[str, str | None]) -> li
 def replaced_by(budget: Budget, facts: Mapping[str, str | None], others: Iterable[Budget]) -> Budget | None:
     """The budget that stands in the place of one with `*` for these facts, because it names them."""
     for other in others:
-        if other != budget and _kind(other) == _kind(budget) and other.subject(facts) is not None:
+        if other != budget and other.kind == budget.kind and other.subject(facts) is not None:
             pairs = list(zip(budget.scope, other.scope, strict=True))  # the same names, in the same order
             if all(mine[1] in (EACH, theirs[1]) for mine, theirs in pairs):
                 return other
     return None
-
-
-def _kind(budget: Budget) -> tuple[object, ...]:
-    return (
-        budget.mode, tuple(name for name, _ in budget.scope), budget.measure, budget.window, budget.currency,
-        budget.enforce == "soft",
-    )  # fmt: skip
 
 
 def _scope(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -77,15 +77,16 @@ def period_of(budget: Budget, key: Key, now: int) -> int:
 def find_untold(connection: Connection, snapshot: Snapshot, since: int) -> Sequence[Key]:
     """Counters of windows that began after a moment and may have crossed a threshold without being told."""
     query = select(spend.c.budget, spend.c.subject, spend.c.start, spend.c.spent, spend.c.noted)
-    rows = connection.execute(query.where(spend.c.spent > 0, spend.c.start >= 0))
-    return [
-        (row.budget, row.subject, row.start)
-        for row in rows
-        if (budget := snapshot.budgets.get(row.budget)) is not None
-        and not budget.window.length
-        and (row.start >= since or budget.window.kind == "lifetime")
-        and crossed(budget, row.spent, row.noted)
-    ]
+    found = []
+    for budget in snapshot.in_force:
+        if budget.window.length:
+            continue
+        mine = query.where(spend.c.budget == budget.id, spend.c.spent > 0)
+        if budget.window.kind != "lifetime":
+            mine = mine.where(spend.c.start >= since)
+        rows = connection.execute(mine).all()
+        found += [(row[0], row[1], row[2]) for row in rows if crossed(budget, row.spent, row.noted)]
+    return found
 
 
 def about(budget: Budget, key: Key, spent: int) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from token_meter.bookkeeping.notice_rows import POLICIES, balance_of
 from token_meter.bookkeeping.plan_book import read_catalogue
 from token_meter.bookkeeping.settings import write_setting
 from token_meter.budgets.budget import EACH, Budget, replaced_by
-from token_meter.budgets.history import make_counter, named_of, used
+from token_meter.budgets.history import make_counter, named_of, recount, used
 from token_meter.budgets.hold import CREDIT, CREDIT_DECIMALS, Held, Request, read_parts, subject_of
 from token_meter.budgets.policy import CreditPolicy, Policies, Unreachable
-from token_meter.budgets.rows import make_counters
+from token_meter.budgets.rows import carry_key, make_counters
 from token_meter.budgets.snapshot import Snapshot, read_snapshot, span_of
 from token_meter.budgets.stores import holds_of
 from token_meter.budgets.window import Span
@@ -35,6 +35,11 @@ from token_meter.money import EXACT, plain
 if TYPE_CHECKING:
     from token_meter.ledger.ledger import Ledger
 
+
+DAY: Final = 86_400_000_000
+KEPT: Final = {"hour": 40 * DAY, "day": 40 * DAY}
+KEPT_LONG: Final = 400 * DAY
+"""So long the counters of past windows are kept: of hours and days, and of weeks, months and periods."""
 
 PREFIX_MIN: Final = 8
 """So much of an id names a budget: all of them begin alike."""
@@ -124,6 +129,7 @@ class BudgetDesk:
         its window has used already counts."""
         now = self._micros()
         with self._ledger.writing() as (store, connection):
+            in_force = read_snapshot(connection).budgets
             row = {"id": budget.id, "mode": budget.mode, "created": now, "changed": now,
                    "document": json.dumps(budget.document())}  # fmt: skip
             if not store.insert_if_missing(connection, budgets, row):
@@ -132,6 +138,8 @@ class BudgetDesk:
             for other in read_snapshot(connection).budgets.values():
                 if other.id != budget.id and replace(other, limit=budget.limit).id == budget.id:
                     self._end(connection, other.id, now)  # counted in other parts
+            if budget.id not in in_force:
+                recount(store, connection, budget, read_catalogue(connection), now)
             self._touch(connection)
             customer = dict(budget.scope).get("customer", EACH)
             if "*" not in customer:
@@ -140,9 +148,14 @@ class BudgetDesk:
 
     def end(self, id: str) -> Budget:
         """Take a budget away. Raises InvalidBudget if there is none of this id."""
-        with self._ledger.writing() as (_, connection):
-            found = _found(read_snapshot(connection), id)
-            self._end(connection, found.id, self._micros())
+        with self._ledger.writing() as (store, connection):
+            snapshot, now = read_snapshot(connection), self._micros()
+            found = _found(snapshot, id)
+            self._end(connection, found.id, now)
+            for other in snapshot.in_force:
+                if other.id != found.id and other.kind == found.kind:
+                    # What was counted in its place counts there from now on.
+                    recount(store, connection, other, read_catalogue(connection), now)
             self._touch(connection)
         return found
 
@@ -238,6 +251,17 @@ class BudgetDesk:
         """Look after holds that have expired: how many were given back, how many are lost."""
         return holds_of(self._ledger).sweep(self._micros())
 
+    def forget_old(self) -> None:
+        """Drop the counters of windows that nobody asks for any more; what is held or lost in one keeps it."""
+        now = self._micros()
+        with self._ledger.writing() as (_, connection):
+            for budget in read_snapshot(connection).in_force:
+                before = now - (2 * budget.window.reach or KEPT.get(budget.window.kind, KEPT_LONG))
+                old = (spend.c.start >= 0) & (spend.c.start < before) & (spend.c.held == 0) & (spend.c.lost == 0)
+                if budget.window.kind != "lifetime":
+                    mine = spend.c.budget.in_((budget.id, carry_key(budget.id, "", 0)[0]))
+                    connection.execute(spend.delete().where(mine & old))
+
     def seed(self, request: Request, snapshot: Snapshot, facts: Mapping[str, str | None]) -> None:
         """Make the counters that a hold needs, with what the ledger knows was used in their windows.
 
@@ -331,9 +355,7 @@ def _standing(budget: Budget, subject: str, span: Span, rows: Mapping[int, Any],
     main = rows.get(budget.start(span))
     spent = before if main is None else main.spent
     if budget.window.length:
-        spent = sum(
-            row.spent for start, row in rows.items() if start > span.start - budget.window.length and start >= 0
-        )
+        spent = sum(row.spent for start, row in rows.items() if start > span.start - budget.window.reach and start >= 0)
     moments: list[datetime | None] = (
         [EPOCH + MICROSECOND * each for each in span] if budget.window.kind != "lifetime" else [None, None]
     )

@@ -18,7 +18,7 @@ from token_meter.budgets.budget import concerning
 from token_meter.budgets.crossing import crossed, tell_crossings
 from token_meter.budgets.hold import Part, read_parts
 from token_meter.budgets.holding import Key
-from token_meter.budgets.rows import add_to_counters
+from token_meter.budgets.rows import add_to_counters, carried_for, carry_key, make_counters
 from token_meter.budgets.snapshot import Snapshot, read_snapshot, span_of
 from token_meter.budgets.window import ROLLING
 from token_meter.ledger.costs import NOT_RATED, RatedQuantity
@@ -61,16 +61,19 @@ class Following:
         rates = learn(numbers) if any(each.is_money for each in self._snapshot.in_force) else {}
         deltas: dict[Key, Delta] = {}
         buckets: dict[Key, int] = {}
+        carried: dict[Key, int] = {}
         done: list[str] = []
         lost: list[str] = []
         for measure, sign in measures:
             held = found.get(measure.id)
-            if held is not None and sign < 0:
-                continue  # a placeholder goes: its hold was never counted as spent
-            if held is not None and _is_placeholder(measure):
-                _lose(held, deltas)
-                lost.append(measure.id)
+            if _is_placeholder(measure):
+                # It says nothing of what was taken, when it comes and when it goes.
+                if held is not None and held[0] == "held" and sign > 0:
+                    _lose(held, deltas, buckets)
+                    lost.append(measure.id)
                 continue
+            if held is not None and sign < 0:
+                continue  # rated anew before it was recorded as ended: its hold was never counted as spent
             admitted = {} if held is None else {part.budget: part for part in held[1]}
             if held is not None:
                 done.append(measure.id)
@@ -78,12 +81,13 @@ class Following:
             for part in self._parts(measure, rates, admitted):
                 amount = sign * measure.sign * part.amount
                 if part.start == ROLLING:
-                    key = (part.budget, part.subject, part.bucket)
-                    buckets[key] = buckets.get(key, 0) + amount
-                    _add(deltas, part.key)
+                    _fill(buckets, part, amount, deltas)
                 else:
                     _add(deltas, part.key, spent=amount)
+                if part.budget in admitted:
+                    self._carry(measure, part, amount, carried)
         self._write(store, connection, deltas, buckets)
+        self._write_carried(store, connection, carried)
         for at in range(0, len(done), _IDS_MAX):
             connection.execute(holds.delete().where(holds.c.id.in_(done[at : at + _IDS_MAX])))
         if lost:
@@ -98,7 +102,8 @@ class Following:
             RatedQuantity(name, quantity, rates.get(measure.rating.get(name, 0), NOT_RATED))
             for name, quantity in [*measure.usage.items(), (EVENTS, 1)]
         ]
-        is_call = facts["operation"] is not None and measure.series[_PLACES["meter"]] == "llm_tokens"
+        # A correction (it has no id of its own) is no call, and takes none back.
+        is_call = bool(measure.id and facts["operation"] and measure.series[_PLACES["meter"]] == "llm_tokens")
         # A call counts where it was admitted, also when another model answered than the one that was asked for.
         for id, before in admitted.items():
             if (admitting := self._snapshot.budgets.get(id)) is not None:
@@ -136,6 +141,23 @@ class Following:
             and crossed(budget, there[key][0] + more, there[key][1])
         ]
         tell_crossings(store, connection, self._snapshot, crossing)
+
+    def _carry(self, measure: Measure, part: Part, amount: int, carried: dict[Key, int]) -> None:
+        """A call that ended in a later window than it was admitted in: there its event is not to be counted again."""
+        budget = self._snapshot.budgets.get(part.budget)
+        if budget is None or part.start == ROLLING:
+            return
+        span = span_of(budget, self._catalogue, facts_of(measure)["customer"], measure.time)
+        if span.start > part.start:
+            key = carry_key(part.budget, part.subject, span.start)
+            carried[key] = carried.get(key, 0) + amount
+
+    def _write_carried(self, store: Store, connection: Connection, carried: Mapping[Key, int]) -> None:
+        """Only for counters that are not there yet: they are made from what is recorded."""
+        there = _there(connection, {carried_for(key): (0, 0, 0) for key in carried})
+        wanted = [(key, some) for key, some in carried.items() if some and carried_for(key) not in there]
+        make_counters(store, connection, [(key, 0) for key, _ in wanted])
+        add_to_counters(connection, [(key, (some, 0, 0)) for key, some in wanted])
 
     @property
     def snapshot(self) -> Snapshot:
@@ -181,10 +203,8 @@ def _end(held: Held, deltas: dict[Key, Delta], buckets: dict[Key, int]) -> None:
     """Take away what a hold had reserved, or what its call was settled with."""
     state, parts = held
     for part in parts:
-        if state == "settled" and part.start == ROLLING:
-            key = (part.budget, part.subject, part.bucket)
-            buckets[key] = buckets.get(key, 0) - part.amount
-            _add(deltas, part.key)
+        if state != "held" and part.start == ROLLING:
+            _fill(buckets, part, -part.amount, deltas)
         elif state == "settled":
             _add(deltas, part.key, spent=-part.amount)
         elif state == "lost":
@@ -193,12 +213,20 @@ def _end(held: Held, deltas: dict[Key, Delta], buckets: dict[Key, int]) -> None:
             _add(deltas, part.key, held=-part.amount)
 
 
-def _lose(held: Held, deltas: dict[Key, Delta]) -> None:
-    state, parts = held
-    if state != "held":
-        return
-    for part in parts:
-        _add(deltas, part.key, held=-part.amount, lost=part.amount)
+def _lose(held: Held, deltas: dict[Key, Delta], buckets: dict[Key, int]) -> None:
+    for part in held[1]:
+        if part.start == ROLLING:
+            _add(deltas, part.key, held=-part.amount)
+            _fill(buckets, part, part.amount, deltas)
+        else:
+            _add(deltas, part.key, held=-part.amount, lost=part.amount)
+
+
+def _fill(buckets: dict[Key, int], part: Part, amount: int, deltas: dict[Key, Delta]) -> None:
+    """Count in the bucket of a rolling window, whose main counter says whether it is there."""
+    key = (part.budget, part.subject, part.bucket)
+    buckets[key] = buckets.get(key, 0) + amount
+    _add(deltas, part.key)
 
 
 def _add(deltas: dict[Key, Delta], key: Key, *, spent: int = 0, held: int = 0, lost: int = 0) -> None:

@@ -253,7 +253,7 @@ class Gate:
                 amount = needs.of(budget, subject) if hard else 0
                 part = Part(
                     budget.id, subject, budget.start(span), amount, span.start, budget.parts_max if hard else None,
-                    budget.window.length,
+                    budget.window.reach,
                 )  # fmt: skip
                 entries.append((part, budget, span))
             credit = None
@@ -339,9 +339,9 @@ class Gate:
         levels: list[Level] = []
         for place, ended in enumerate(events):
             amounts = self._amounts(holding, ended, moment)
-            if ended.status == "deferred":
-                amounts = [part.amount for part in holding.parts]
-            if place == 0:
+            if place == 0 and ended.status == "deferred":
+                self._store.settle(holding.id, "lost", event=ended.id)  # until what it took is read
+            elif place == 0:
                 levels += self._store.settle(holding.id, "settled", amounts, event=ended.id)
                 self._observe(holding, ended)
             else:
@@ -379,6 +379,7 @@ class Gate:
             if not self.is_idle and time.monotonic() >= self._sweep_at:
                 self._sweep_at = time.monotonic() + SWEEP_SECONDS
                 self._store.sweep(self._now() // 1000)
+                self._desk.forget_old()
                 self._tidings.tell_untold()
         except (Unreachable, TokenMeterError) as problem:
             self._stay_away()

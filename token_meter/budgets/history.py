@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, select
 
+from token_meter.billing.catalogue import Catalogue
 from token_meter.budgets.amounts import taken
 from token_meter.budgets.budget import EACH, Budget
-from token_meter.budgets.hold import Part
-from token_meter.budgets.rows import make_counters
+from token_meter.budgets.hold import Part, read_parts
+from token_meter.budgets.holding import Key
+from token_meter.budgets.rows import carry_key, make_counters
+from token_meter.budgets.snapshot import span_of
 from token_meter.budgets.window import BUCKETS, ROLLING, Span
 from token_meter.ledger.costs import read_costs
 from token_meter.ledger.store import Store
-from token_meter.ledger.tables import spend
+from token_meter.ledger.tables import holds, spend
 from token_meter.ledger.values import ANY, Filters, Search
 
-SEED_SECONDS_MIN: Final = 3600
+SEED_SECONDS_MIN: Final = 300
 """Rolling windows shorter than this begin empty: what was used before is over before anybody notices."""
 
 _EVENT_FACTS: Final = ("provider", "publisher", "model", "operation")
@@ -33,17 +37,72 @@ def make_counter(store: Store, connection: Connection, budget: Budget | None, pa
     named = named_of(budget, part.subject)
     if part.start != ROLLING:
         spent = used(store, connection, budget, span, named).get(part.subject, 0)
-        mine = (spend.c.budget == part.budget) & (spend.c.subject == part.subject) & (spend.c.start == part.start)
-        connection.execute(spend.update().where(mine).values(spent=spent))
+        spent -= _take_carried(connection, part.key)
+        connection.execute(spend.update().where(_at(part.key)).values(spent=spent))
+    else:
+        _fill_buckets(store, connection, budget, part.subject, part.bucket, {})
+
+
+def recount(store: Store, connection: Connection, budget: Budget, catalogue: Catalogue, now: int) -> None:
+    """Have the counters of a budget say what they would if it had been in force all the time.
+
+    What calls hold stays held, and what they were settled with counts until their events are recorded.
+    """
+    mine = select(spend).where(spend.c.budget == budget.id).with_for_update()  # nobody settles meanwhile
+    rows = connection.execute(mine.order_by(spend.c.subject, spend.c.start)).all()
+    pending = _pending(connection, budget.id)
+    if budget.window.length:
+        connection.execute(spend.delete().where(spend.c.budget == budget.id, spend.c.start >= 0))
+        bucket = budget.window.span(now, budget.zone).start
+        for row in rows:
+            if row.start == ROLLING:
+                _fill_buckets(store, connection, budget, row.subject, bucket, pending)
         return
+    for row in rows:
+        key = (row.budget, row.subject, row.start)
+        named = named_of(budget, row.subject)
+        span = span_of(budget, catalogue, named.get("customer"), now)
+        if row.start == budget.start(span):
+            spent = used(store, connection, budget, span, named).get(row.subject, 0) + pending.get(key, 0)
+            connection.execute(spend.update().where(_at(key)).values(spent=spent))
+        elif not row.held and not row.lost:
+            connection.execute(spend.delete().where(_at(key)))
+
+
+def _fill_buckets(
+    store: Store, connection: Connection, budget: Budget, subject: str, last: int, pending: Mapping[Key, int]
+) -> None:
     if budget.window.seconds < SEED_SECONDS_MIN:
         return
-    length = budget.window.length // BUCKETS
-    for number in range(BUCKETS):
-        start = part.bucket - number * length
-        spent = used(store, connection, budget, Span(start, start + length), named).get(part.subject, 0)
-        if spent:
-            make_counters(store, connection, [((part.budget, part.subject, start), spent)])
+    length, named = budget.window.length // BUCKETS, named_of(budget, subject)
+    for number in range(BUCKETS + 1):
+        start = last - number * length
+        key = (budget.id, subject, start)
+        some = used(store, connection, budget, Span(start, start + length), named).get(subject, 0) + pending.get(key, 0)
+        if some:
+            make_counters(store, connection, [(key, some)])
+
+
+def _pending(connection: Connection, budget: str) -> dict[Key, int]:
+    """What calls were settled with (in a rolling window: or lost) that are not recorded yet."""
+    found: dict[Key, int] = {}
+    query = select(holds.c.state, holds.c.parts).where(holds.c.state.in_(("settled", "lost")))
+    for state, text in connection.execute(query):
+        for part in read_parts(text):
+            if part.budget == budget and (state == "settled" or part.start == ROLLING):
+                key = (part.budget, part.subject, part.bucket if part.start == ROLLING else part.start)
+                found[key] = found.get(key, 0) + part.amount
+    return found
+
+
+def _take_carried(connection: Connection, key: Key) -> int:
+    """What is recorded in a window and was counted in the one before, in which its call was admitted."""
+    mine = _at(carry_key(*key))
+    row = connection.execute(select(spend.c.spent).where(mine)).first()
+    if row is None:
+        return 0
+    connection.execute(spend.delete().where(mine))
+    return int(row.spent)
 
 
 def used(
@@ -78,5 +137,8 @@ def named_of(budget: Budget, subject: str) -> dict[str, str]:
 
 
 def _is_there(connection: Connection, part: Part) -> bool:
-    mine = (spend.c.budget == part.budget) & (spend.c.subject == part.subject) & (spend.c.start == part.start)
-    return connection.execute(select(spend.c.start).where(mine)).first() is not None
+    return connection.execute(select(spend.c.start).where(_at(part.key))).first() is not None
+
+
+def _at(key: Key) -> ColumnElement[bool]:
+    return (spend.c.budget == key[0]) & (spend.c.subject == key[1]) & (spend.c.start == key[2])

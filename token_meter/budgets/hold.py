@@ -35,7 +35,7 @@ class Part(NamedTuple):
     """What one budget gives to a hold, under `subject` in the window that begins at `start`.
 
     `limit`: together with what is spent, held and lost there it must not be more; None: it is only counted.
-    `bucket` and `rolling` (its length in microseconds) are for rolling windows, whose `start` is ROLLING.
+    `bucket` and `rolling` (how far back it counts, in microseconds) are for rolling windows, whose `start` is ROLLING.
     """
 
     budget: str
@@ -126,8 +126,9 @@ class HoldStore(Protocol):
     def settle(self, id: str, became: Became, amounts: Sequence[int] = (), *, event: str | None = None) -> list[Level]:
         """End a hold, once: later calls change nothing.
 
-        "settled" takes what was held away and adds `amounts` (one for each part) to what is spent; the hold waits
-        under the id of its `event` until that is recorded. "released" gives it back, "lost" keeps it charged.
+        "settled" takes what was held away and adds `amounts` (one for each part) to what is spent; "lost" keeps it
+        charged, in a rolling window until its time has passed. Either way the hold waits under the id of its `event`
+        until that is recorded. "released" gives it back.
         """
 
     def charge(self, request: Request) -> list[Level]:

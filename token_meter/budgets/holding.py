@@ -1,7 +1,7 @@
 """Holding and settling, step by step: what every store does inside one atomic step.
 
 Written against `Rows`, the few things that a store keeps. The store in memory and the one in SQLite run this very code;
-on PostgreSQL two functions in the database do the same in one round trip (migration 0006).
+on PostgreSQL two functions in the database do the same in one round trip (migrations 0006 and 0007).
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Rows(Protocol):
         """What a hold has become, perhaps under another id."""
 
     def delete(self, id: str) -> None: ...
-    def is_recorded(self, event: str) -> bool: ...
+    def is_recorded(self, event: str) -> bool:
+        """Whether an event is there that says more than that a call was made."""
 
 
 def hold(rows: Rows, request: Request) -> Verdict:
@@ -83,18 +84,18 @@ def settle(rows: Rows, id: str, became: Became, amounts: Sequence[int], event: s
     if kept is None or kept.state == "settled" or kept.state == became:
         return []
     event = event or id
-    # An event of the same id would have ended the hold; one of another id may have been counted already.
-    spends = became == "settled" and (event == id or not rows.is_recorded(event))
+    if became != "released" and event != id and rows.is_recorded(event):
+        # An event of the same id would have ended the hold; one of another id has been counted already.
+        became = "released"
     levels = []
     for place, part in enumerate(kept.parts):
-        amount = amounts[place] if spends else 0
-        was_held = part.amount if kept.state == "held" else 0
-        was_lost = part.amount if kept.state == "lost" else 0
-        lost = (part.amount if became == "lost" else 0) - was_lost
-        levels += _spend(rows, part, amount, -was_held, lost)
+        amount = amounts[place] if became == "settled" else 0
+        held = -part.amount if kept.state == "held" else 0
+        lost = (part.amount if became == "lost" else 0) - (part.amount if kept.state == "lost" else 0)
+        levels += _spend(rows, part, amount, held, lost)
     if became == "lost":
-        rows.change(id, kept._replace(state="lost"))
-    elif spends:
+        rows.change(id, kept._replace(id=event, state="lost"))
+    elif became == "settled":
         parts = tuple(part._replace(amount=amount) for part, amount in zip(kept.parts, amounts, strict=True))
         rows.change(id, kept._replace(id=event, state="settled", parts=parts))
     else:
@@ -112,11 +113,14 @@ def charge(rows: Rows, request: Request) -> list[Level]:
 
 
 def _spend(rows: Rows, part: Part, amount: int, held: int, lost: int) -> list[Level]:
-    rolling = part.start == ROLLING
-    counter = rows.add(part.key, 0 if rolling else amount, held, lost)
-    if rolling and amount:
-        rows.add_bucket(part.budget, part.subject, part.bucket, amount)
-    if rolling or not amount or counter is None:
+    if part.start == ROLLING:
+        # What is lost frees itself with its bucket, or a few timeouts would refuse calls for ever.
+        rows.add(part.key, 0, held, 0)
+        if amount + lost:
+            rows.add_bucket(part.budget, part.subject, part.bucket, amount + lost)
+        return []
+    counter = rows.add(part.key, amount, held, lost)
+    if not amount or counter is None:
         return []
     return [Level(*part.key, counter[0], counter[3])]
 

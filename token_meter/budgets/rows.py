@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from sqlalchemy import Connection, bindparam
 
@@ -11,6 +12,19 @@ from token_meter.ledger.store import Store
 from token_meter.ledger.tables import spend
 
 _SPEND: tuple[str, str, str] = ("budget", "subject", "start")
+
+
+_CARRIED: Final = "~"
+
+
+def carry_key(budget: str, subject: str, start: int) -> Key:
+    """Where it is kept how much of what is recorded in a window was counted in the one before."""
+    return (budget + _CARRIED, subject, start)
+
+
+def carried_for(key: Key) -> Key:
+    """The counter that a `carry_key` is about."""
+    return (key[0].removesuffix(_CARRIED), *key[1:])
 
 
 def make_counters(store: Store, connection: Connection, counters: Sequence[tuple[Key, int]]) -> None:

@@ -63,6 +63,7 @@ _CHANGE: Final = f"UPDATE {holds.name} SET state = ?, parts = ? WHERE id = ?"
 _MOVE: Final = f"UPDATE OR REPLACE {holds.name} SET id = ?, state = ?, parts = ? WHERE id = ?"
 _END: Final = f"UPDATE {holds.name} SET state = 'settled', parts = ? WHERE id = ? AND state = 'held'"
 _EXPIRED: Final = f"SELECT id, sent FROM {holds.name} WHERE state = 'held' AND expires <= ? LIMIT 1000"
+_RECORDED: Final = f"SELECT 1 FROM {events.name} WHERE id = ? AND NOT (status = 'unmetered' AND usage = '{{}}')"
 _GRANTS: Final = (
     f"SELECT remaining, scope FROM {grants.name} WHERE mode = ? AND customer = ? AND currency = ? "
     "AND effective <= ? AND (expires IS NULL OR expires > ?)"
@@ -248,7 +249,7 @@ class _Rows:
         self._execute(f"DELETE FROM {holds.name} WHERE id = ?", (id,))
 
     def is_recorded(self, event: str) -> bool:
-        return self._execute(f"SELECT 1 FROM {events.name} WHERE id = ?", (event,)).fetchone() is not None
+        return self._execute(_RECORDED, (event,)).fetchone() is not None
 
     def mark_sent(self, ids: Sequence[str]) -> None:
         for id in ids:

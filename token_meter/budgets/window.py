@@ -1,7 +1,7 @@
 """The windows of budgets: which span of time a moment belongs to.
 
 Calendar windows follow the wall clock of a named time zone: a day has 23 or 25 hours when the clocks change. A rolling
-window is counted in buckets of a sixtieth of its length and frees itself bucket by bucket.
+window is counted in buckets of a sixtieth of its length and frees itself bucket by bucket, the last one late.
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ class Window:
     def length(self) -> int:
         """Of a rolling window, in microseconds; else 0."""
         return self.seconds * 1_000_000
+
+    @property
+    def reach(self) -> int:
+        """How far back from its bucket a rolling window counts: one bucket more than its length, so that no span of
+        its length ever holds more than the limit."""
+        return self.length + max(1, self.length // BUCKETS) if self.length else 0
 
     def span(self, moment: int, zone: ZoneInfo) -> Span:
         """The window around a moment (microseconds since 1970); of a rolling one its bucket."""

@@ -20,7 +20,7 @@ from token_meter.ledger.rollups import rebuild
 from token_meter.ledger.store import LedgerError, Store
 from token_meter.ledger.tables import DIMENSIONS_DECLARED_MAX, VERSION_TABLE, dimensions, state
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 """Every revision this code knows, oldest first; a ledger at another one was written by a newer version."""
 
 HEAD: Final = REVISIONS[-1]
