@@ -46,6 +46,8 @@ class Telling:
         """Now and then: see whether there are endpoints, and write down which sinks fail."""
         if time.monotonic() < self._look_at:
             return
+        if self._herald is not None:
+            self._herald.tend()
         self._look_at = time.monotonic() + LOOK_SECONDS
         if self._ledger.file is not None and not self._ledger.file.exists():
             return
@@ -53,7 +55,7 @@ class Telling:
 
         try:
             if self._ledger.quickly(lambda connection: connection.execute(_ENDPOINTS).fetchone()) is not None:
-                self._made().start()
+                self._made().post()
             self._note_deliveries(self._health())
         except TokenMeterError as error:
             self._problem("notices", error)
@@ -82,7 +84,8 @@ class Telling:
                     "what_now": "nothing is lost: events wait in the journal. See `token-meter doctor`",
                 })  # fmt: skip
             if each.quarantined:
-                self._note(QUARANTINED, each, f"{day}|{each.quarantined}", {
+                # Again when there are ten times as many, and not for each of them.
+                self._note(QUARANTINED, each, f"{day}|{len(str(each.quarantined))}", {
                     "quarantined": each.quarantined,
                     "what_now": "refused events wait for a decision: `token-meter deliver quarantine list`",
                 })  # fmt: skip

@@ -41,7 +41,8 @@ def write_notice(
 ) -> bool:
     """Write a notice unless it is there; whether it is new. `key` is its idempotency key for whoever acts on it."""
     row = {
-        "kind": kind, "key": key, "mode": mode, "customer": None if customer is None else to_stored(customer),
+        "kind": kind, "key": to_stored(key), "mode": mode,
+        "customer": None if customer is None else to_stored(customer),
         "recorded": time.time_ns() // 1000, "document": json.dumps(dict(document), sort_keys=True),
     }  # fmt: skip
     return store.insert_if_missing(connection, notices, row)
@@ -58,7 +59,7 @@ def notice_of(row: Any) -> dict[str, Any]:
     return {
         "number": row.number,
         "kind": row.kind,
-        "key": row.key,
+        "key": from_stored(row.key),
         "mode": row.mode,
         "customer": None if row.customer is None else from_stored(row.customer),
         "recorded": (EPOCH + MICROSECOND * row.recorded).isoformat(timespec="seconds"),
@@ -85,10 +86,10 @@ class CreditRules(NamedTuple):
         )
 
     def policy(self, mode: str, customer: str, currency: str) -> Mapping[str, Any]:
-        """The policy for a customer's credit in a currency; empty: none."""
-        mine = [each for each in self.policies if each["mode"] == mode and each["currency"] == currency]
-        known = {each["customer"]: each for each in mine}
-        return known.get(customer) or known.get("*") or {}
+        """The policy that holds for a customer, if it is about this currency; empty: none."""
+        known = {each["customer"]: each for each in self.policies if each["mode"] == mode}
+        found = known.get(customer) or known.get("*") or {}
+        return found if found.get("currency") == currency else {}
 
 
 def note_credit(
@@ -107,7 +108,11 @@ def note_credit(
     if rule is not None and rule["currency"] == currency and left < decimal_of(rule["threshold"], "threshold"):
         told[RECHARGE_DUE] = rule
     if policy.get("low") is not None and ZERO < left < decimal_of(policy["low"], "low"):
-        told[LOW] = {"low": policy["low"]}
+        told[LOW] = {
+            "low": policy["low"],
+            "message": f"the credit of {customer} is low: {plain(left)} {currency} is left",
+            "what_now": f"grant more before it is used up: token-meter credits grant {shlex.quote(customer)} AMOUNT",
+        }
     if left <= ZERO:
         told[DEPLETED] = _what_now(customer, blocks=policy.get("policy") == "block")
     for kind, more in told.items():
@@ -148,9 +153,8 @@ def _note_credit(
     currency: str,
     document: Mapping[str, Any],
 ) -> bool:
-    last = connection.execute(
-        select(func.max(grants.c.recorded)).where(grants.c.mode == mode, grants.c.customer == to_stored(customer))
-    ).scalar()
+    mine = (grants.c.mode == mode) & (grants.c.customer == to_stored(customer)) & (grants.c.currency == currency)
+    last = connection.execute(select(func.max(grants.c.recorded)).where(mine)).scalar()
     key = f"{kind}|{mode}|{customer}|{currency}|{last}"
     return write_notice(store, connection, kind, key, document, mode=mode, customer=customer)
 

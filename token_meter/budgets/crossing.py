@@ -48,7 +48,9 @@ def _tell(store: Store, connection: Connection, budget: Budget, key: Key) -> int
     return sum(
         write_notice(
             store, connection, THRESHOLD, _key(THRESHOLD, budget, key, row.epoch, percent),
-            {**about(budget, key, row.spent), "percent": percent}, mode=budget.mode,
+            {**about(budget, key, row.spent), "percent": percent,
+             "message": f"{budget.whose(key[1])} has spent {percent} % of {budget.label!r}: "
+                        f"{budget.shown(row.spent)} of {budget.shown(budget.parts_max)}"}, mode=budget.mode,
             customer=_customer(budget, key),
         )
         for percent in reached
@@ -72,6 +74,16 @@ def tell_exceeded(
 def period_of(budget: Budget, key: Key, now: int) -> int:
     """In which window a refusal falls: a rolling one has no beginning, so one of its length is told once."""
     return now // budget.window.length if budget.window.length else key[2]
+
+
+def lower_noted(connection: Connection, budget: Budget) -> None:
+    """The limit is another one: what it has not reached yet is told when it does."""
+    rows = connection.execute(select(spend).where(spend.c.budget == budget.id, spend.c.noted > 0)).all()
+    for row in rows:
+        reached = max((each for each in budget.thresholds if row.spent * 100 >= each * budget.parts_max), default=0)
+        if reached < row.noted:
+            mine = (spend.c.budget == row.budget) & (spend.c.subject == row.subject) & (spend.c.start == row.start)
+            connection.execute(spend.update().where(mine).values(noted=reached))
 
 
 def find_untold(connection: Connection, snapshot: Snapshot, since: int) -> Sequence[Key]:

@@ -19,6 +19,7 @@ from token_meter.bookkeeping.notice_rows import POLICIES, balance_of
 from token_meter.bookkeeping.plan_book import read_catalogue
 from token_meter.bookkeeping.settings import write_setting
 from token_meter.budgets.budget import EACH, Budget, replaced_by
+from token_meter.budgets.crossing import lower_noted
 from token_meter.budgets.history import make_counter, named_of, recount, used
 from token_meter.budgets.hold import CREDIT, CREDIT_DECIMALS, Held, Request, read_parts, subject_of
 from token_meter.budgets.policy import CreditPolicy, Policies, Unreachable
@@ -140,6 +141,7 @@ class BudgetDesk:
                     self._end(connection, other.id, now)  # counted in other parts
             if budget.id not in in_force:
                 recount(store, connection, budget, read_catalogue(connection), now)
+            lower_noted(connection, budget)
             self._touch(connection)
             customer = dict(budget.scope).get("customer", EACH)
             if "*" not in customer:
@@ -239,13 +241,15 @@ class BudgetDesk:
             ]  # fmt: skip
         return [each for each in found if budget is None or any(part.budget == budget for part in each.parts)]
 
-    def release(self, ids: Sequence[str]) -> int:
-        """Give holds back by hand, such as lost ones that the provider did not bill; how many there were."""
+    def release(self, ids: Sequence[str], *, under_way: bool = False) -> int:
+        """Give lost holds back by hand, because the provider did not bill them; how many there were. `under_way`: also
+        those whose calls may still be running, which then spend what nobody holds."""
         store = holds_of(self._ledger)
-        known = {each.id for each in self.holds()}
-        for id in ids:
+        known = {each.id for each in self.holds() if under_way or each.state == "lost"}
+        wanted = known.intersection(ids)
+        for id in sorted(wanted):
             store.settle(id, "released")
-        return len(known.intersection(ids))
+        return len(wanted)
 
     def sweep(self) -> tuple[int, int]:
         """Look after holds that have expired: how many were given back, how many are lost."""
@@ -368,7 +372,7 @@ def _standing(budget: Budget, subject: str, span: Span, rows: Mapping[int, Any],
 
 
 def _found(snapshot: Snapshot, id: str) -> Budget:
-    named = [each for each in snapshot.in_force if id in (each.id, each.name, each.label)]
+    named = [each for each in snapshot.in_force if id and id in (each.id, each.name, each.label)]
     enough = len(id) >= PREFIX_MIN
     found = named or [each for each in snapshot.in_force if enough and each.id.startswith(id)]
     if len(found) != 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,10 @@ URL_LENGTH_MAX: Final = 2000
 SECRET_BYTES: Final = 32
 SECRET_BYTES_MIN: Final = 24
 """Standard Webhooks: a secret has 24 to 64 bytes."""
+
+
+_HOST: Final = re.compile(r"[\w-]+(\.[\w-]+)*\.?|[0-9a-f.]*:[0-9a-f:.]*(%\w+)?", re.IGNORECASE)
+"""A name in any script, or an IPv6 address."""
 
 
 class EndpointSecret(NamedTuple):
@@ -42,6 +47,17 @@ class Endpoint:
     failing: datetime | None = None
     disabled: datetime | None = None
     reason: str | None = None
+
+    @property
+    def host(self) -> str:
+        """The address without what may be secret in it: scheme and host."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+
+    @property
+    def shown(self) -> str:
+        """For logs and other people's eyes."""
+        return f"{self.id} ({self.host})"
 
     def wants(self, kind: str) -> bool:
         """Whether it is told of notices of this kind."""
@@ -76,12 +92,18 @@ def endpoint_of(row: Any) -> Endpoint:
 
 def check_url(url: str) -> str:
     """The address, if notices may be posted there. Raises InvalidEndpoint saying why not."""
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname or len(url) > URL_LENGTH_MAX:
-        raise InvalidEndpoint(f"{url[:200]!r} is no address to post to: write https://example.com/hooks")
-    if parts.username or parts.password:
+    given = url.strip()
+    try:
+        parts = urlsplit(given)
+        host, has_password = parts.hostname, "@" in parts.netloc
+        right = parts.scheme in ("http", "https") and parts.port != 0 and _HOST.fullmatch(host or "")
+    except ValueError:
+        right, has_password = None, False
+    if has_password:
         raise InvalidEndpoint("an endpoint's address must not hold a password: its secret signs each request")
-    return url.strip()
+    if not right or not given.isprintable() or " " in given or len(given) > URL_LENGTH_MAX:
+        raise InvalidEndpoint(f"{given[:200]!r} is no address to post to: write https://example.com/hooks")
+    return given
 
 
 def check_secret(secret: str) -> str:

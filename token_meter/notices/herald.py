@@ -1,10 +1,11 @@
-"""A thread of a program that hands notices to its callbacks, and posts them to the endpoints of its ledger."""
+"""Threads of a program: one hands notices to its callbacks, one posts them to the endpoints of its ledger."""
 
 from __future__ import annotations
 
+import inspect
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from token_meter.bookkeeping.notice_rows import last_notice, read_notices
@@ -29,7 +30,7 @@ class _Listener(NamedTuple):
 
 
 class Herald:
-    """Started by the first callback, or when the ledger has endpoints. A callback is told of what is new from then on,
+    """Each is started when it is needed. A callback is told of what is new from then on,
     at least once in each process; one that fails is told to `problem`, and the next notice comes all the same."""
 
     def __init__(self, ledger: Ledger, *, problem: Callable[[str, BaseException], None]) -> None:
@@ -43,56 +44,59 @@ class Herald:
         tell_after_fork(self)
 
     def _begin(self) -> None:
-        self._wakes: SimpleQueue[None] = SimpleQueue()
-        self._stopped = False
-        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+        self._threads: dict[str, threading.Thread] = {}
         self._lock = threading.Lock()
 
     def after_fork(self) -> None:
-        """In a forked child: its own thread, when it is started there."""
-        listeners = self._listeners
+        """In a forked child: threads of its own, when they are started there."""
         self._begin()
-        self._listeners = listeners
 
     def listen(self, callback: Callback, kinds: Sequence[str]) -> None:
-        """Call this with each new notice of these kinds (none: every kind)."""
+        """Call this with each new notice of these kinds (none: every kind). Raises TypeError for what is no function,
+        or one that would have to be awaited."""
+        if not callable(callback) or inspect.iscoroutinefunction(callback):
+            raise TypeError(f"a callback for notices is a plain function of one notice, not {callback!r:.100}")
         if self._began is None:
             with self._ledger.reading() as (_, connection):
                 self._began = last_notice(connection)
         self._listeners.append(_Listener(callback, tuple(kinds)))
-        self.start()
+        self.tend()
 
-    def start(self) -> None:
-        """Start the thread, unless it runs."""
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="token_meter-notices", daemon=True)
-                self._thread.start()
+    def tend(self) -> None:
+        """Have the callbacks told, if there are any; a forked child has lost the thread that did it."""
+        if self._listeners:
+            self._run_beside("token_meter-notices", self._tell, self._tell)  # what was written until now, too
+
+    def post(self) -> None:
+        """Have notices posted. In a thread of its own: a slow receiver keeps no callback waiting."""
+        self._run_beside("token_meter-webhooks", self._post, None)
 
     def close(self, timeout: float) -> None:
-        """Tell the callbacks what is new, then stop."""
-        thread = self._thread
-        if thread is None:
-            return
-        self._stopped = True
-        self._wakes.put(None)
-        thread.join(timeout)
+        """Tell the callbacks what is new, then stop. What is being posted then is posted by the next process, too."""
+        deadline = time.monotonic() + timeout
+        self._stopped.set()
+        for thread in self._threads.values():
+            thread.join(max(0.0, deadline - time.monotonic()))
 
-    def turn(self) -> None:
-        """Tell the callbacks, then post."""
-        self._tell()
+    def _run_beside(self, name: str, step: Callable[[], None], last: Callable[[], None] | None) -> None:
+        def run() -> None:
+            while not self._stopped.is_set():
+                self._guarded(step)
+                self._stopped.wait(TURN_SECONDS)
+            if last is not None:
+                self._guarded(last)
+
+        with self._lock:
+            thread = self._threads.get(name)
+            if thread is None or not thread.is_alive():
+                thread = self._threads[name] = threading.Thread(target=run, name=name, daemon=True)
+                thread.start()
+
+    def _post(self) -> None:
         while self._postman.turn():
-            if self._stopped:
+            if self._stopped.is_set():
                 return
-
-    def _run(self) -> None:
-        while not self._stopped:
-            self._guarded(self.turn)
-            try:
-                self._wakes.get(timeout=TURN_SECONDS)
-            except Empty:
-                continue
-        self._guarded(self._tell)  # what was written until now
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:
@@ -118,5 +122,5 @@ class Herald:
     def _call(self, callback: Callback, notice: Notice) -> None:
         try:
             callback(notice)
-        except Exception as error:  # noqa: BLE001 - the user's own function
+        except BaseException as error:  # noqa: BLE001 - the user's own function; SystemExit would end the thread
             self._problem("a callback for notices", error)
