@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import threading
+from tempfile import TemporaryDirectory
 
 import openai
 
@@ -22,7 +23,8 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 def main() -> None:
     heard = threading.Event()
-    with LoopbackProvider() as provider, Meter("hard_cap.db") as meter:
+    # A ledger of its own each time: what was spent, paused and granted in the last run would count in this one.
+    with TemporaryDirectory() as folder, LoopbackProvider() as provider, Meter(f"{folder}/hard_cap.db") as meter:
         meter.on_notice(lambda notice: (print(f"  heard: {notice['kind']}"), heard.set()), "budget.exceeded")
         client = meter.wrap(openai.OpenAI(base_url=provider.openai_url, api_key="none"))
 
@@ -31,7 +33,7 @@ def main() -> None:
                 try:
                     client.chat.completions.create(model="gpt-4o-mini", messages=HELLO, max_tokens=50)
                 except BudgetExceeded as refused:
-                    return f"refused by {refused.budget}"
+                    return f"refused ({refused.reason}: {refused.budget})"
             return "answered"
 
         meter.budget("acme", "1.00", per="month", name="acme's month")

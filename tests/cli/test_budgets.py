@@ -51,7 +51,10 @@ def test_from_a_limit_to_what_is_left(cli: Cli) -> None:
         (["set", "10", "--time-zone", "Mars/Olympus"], "there is no time zone 'Mars/Olympus'"),
         (["set", "10", "--enforce", "firm"], "enforce is one of strict, bounded, soft"),
         (["set", "10", "--per", "plan"], "needs a customer in the scope"),
-        (["set", "-1"], "No such option"),
+        (["set", "-1"], "No such option: -1: if it is an amount, none here is negative"),
+        (["set", "1", "--for", "customer=a", "--for", "customer=b"], "--for customer is given twice"),
+        (["set", "1", "--for", "customer=a", "--customer", "b"], "one of them"),
+        (["watch", "--every", "inf"], "--every"),
         (["set", "10", "--of", "cost", "--currency", "EUR"], "counted in USD"),
         (["unreachable", "--prepaid", "ajar"], "closed or open, not 'ajar'"),
     ],
@@ -127,7 +130,7 @@ def test_a_webhook_from_adding_it_to_replaying(cli: Cli, receiver) -> None:  # t
     assert cli("notices", "test").code == 0 and receiver.wrong == []
     receiver.status = 410
     failed = cli("notices", "test")
-    assert failed.code == 1 and "not every endpoint has taken it" in failed.err
+    assert failed.code == 1 and f"notices enable {added['id']}" in failed.err
     assert cli("notices", "endpoints", "--json").json[0]["state"] == "disabled"
     assert "again" in cli("notices", "enable", added["id"]).out
     assert "nothing is posted" in cli("notices", "remove", added["id"][:8]).out
@@ -146,7 +149,12 @@ def test_a_private_address_is_told_how_to_be_allowed(cli: Cli, receiver) -> None
 def test_what_is_no_endpoint_is_refused(cli: Cli) -> None:
     assert "is no address to post to" in cli("notices", "add", "ftp://example.com").err
     assert "$NONE_OF_MINE is not set" in cli("notices", "add", "https://e.com", "--secret-from", "NONE_OF_MINE").err
+    assert cli("notices", "add", "http://[::1/").code == 2
+    assert "there is no kind of notice 'budgt.*'" in cli("notices", "add", "https://e.com", "--kind", "budgt.*").err
+    assert cli("notices", "add", "https://e.com").code == 0
     assert "there is no endpoint" in cli("notices", "remove", "whk_1").err
+    assert cli("notices", "list", "--kind", "budget.*").code == 0
+    assert cli("notices", "rotate", "whk_", "--overlap", "inf").code == 2
 
 
 def test_doctor_tells_of_lost_holds_and_of_webhooks_that_nothing_reaches(cli: Cli) -> None:
@@ -161,4 +169,74 @@ def test_doctor_tells_of_lost_holds_and_of_webhooks_that_nothing_reaches(cli: Cl
 
     assert said.code == 1
     assert "1 call holds money and nobody knows what became of them" in said.out
-    assert "a webhook does not take notices: http://127.0.0.1:9/none (failing:" in said.out
+    assert "(http://127.0.0.1:9) (failing:" in " ".join(said.out.split()) and "9/none" not in said.out
+
+
+def test_what_a_customer_may_spend_is_part_of_where_they_are(cli: Cli) -> None:
+    store([make_event(customer="acme")])
+    cli("budgets", "set", "0", "--customer", "acme", "--name", "nothing")
+    cli("credits", "policy", "acme", "block")
+    cli("customers", "pause", "acme")
+
+    said = cli("doctor", "--customer", "acme")
+
+    assert said.code == 1
+    for part in ("no call is made for them", "nothing: 0 of 0 USD is spent: calls are refused", "0 USD is left"):
+        assert part in said.out
+
+
+def test_a_budget_enters_its_customer_and_names_what_may_be_a_slip(cli: Cli) -> None:
+    store([make_event(customer="acme")])
+
+    said = cli("budgets", "set", "5", "--customer", "acne", "--enforce", "soft")
+    hard = cli("budgets", "set", "5", "--customer", "acne", "--enforce", "bounded")
+    other = cli("budgets", "set", "5", "--for", "costumer=acme")
+
+    assert "acne is a new customer. Did you mean 'acme'?" in said.err
+    assert "holds as well: 5 USD, soft" in hard.err
+    assert "only calls that carry a dimension 'costumer' are concerned. Did you mean 'customer'?" in other.err
+    assert cli("customers", "pause", "acne").code == 0
+
+
+def test_a_call_that_may_be_under_way_is_not_given_back_by_mistake(cli: Cli) -> None:
+    cli("budgets", "set", "10", "--customer", "acme")
+    with Ledger("usage.db") as ledger:
+        now = time.time_ns() // 1000
+        holds_of(ledger).hold(Request("call-1", (), now, now + 60_000_000))
+
+    refused = cli("budgets", "holds", "--release", "call-1")
+
+    assert refused.code == 1 and "may be under way still" in refused.err
+    assert cli("budgets", "holds", "--release", "call-1", "--force").out == "1 hold given back\n"
+
+
+def test_names_do_not_steer_the_terminal(cli: Cli) -> None:
+    wild = "ev\x1b[31mil"
+    shown = [
+        cli("budgets", "set", "10", "--customer", wild), cli("credits", "grant", wild, "5"),
+        cli("credits", "policy", wild, "block"), cli("budgets", "show"), cli("budgets", "watch", "--times", "1"),
+        cli("notices", "add", "https://example.com/hooks"), cli("budgets", "list"),
+    ]  # fmt: skip
+
+    assert all("\x1b" not in each.out + each.err for each in shown)
+    assert shown[4].out.count("\n") == 2, "one line of the time, one bar"
+
+
+def test_watching_as_json_is_a_line_for_each_look(cli: Cli) -> None:
+    cli("budgets", "set", "10", "--customer", "acme")
+
+    lines = cli("budgets", "watch", "--times", "2", "--every", "0.2", "--json").out.splitlines()
+
+    assert [set(json.loads(line)) for line in lines] == [{"time", "budgets"}] * 2
+
+
+def test_a_test_reaches_endpoints_of_every_kind(cli: Cli, receiver) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+    assert "there is no endpoint" in cli("notices", "test").err
+    added = cli("notices", "add", receiver.url, "--allow-private", "--kind", "budget.*", "--json").json
+    receiver.secret = added["secret"]
+
+    assert cli("notices", "test").code == 0
+    assert [body["type"] for body in receiver.bodies] == ["notice.test"]
+    assert {row["kind"] for row in cli("notices", "list", "--json").json} == {"notice.test"}
+    assert "This is a test" in cli("notices", "list").out and '"message"' not in cli("notices", "list").out
+    assert cli("notices", "list", "--csv").code == 0

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from token_meter.accounts import CustomerBook
 from token_meter.cli import options
 from token_meter.cli.customer_book import near
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
 from token_meter.cli.mode import ModeOption, read_mode
-from token_meter.cli.output import Shape, chosen_shape, note, on_terminal, show, write, write_json, write_json_line
+from token_meter.cli.output import Shape, chosen_shape, note, on_terminal, say, show, write, write_json, write_json_line
 from token_meter.cli.place import find, reading
 from token_meter.cli.rated import rated
 from token_meter.cli.tables import Column, Table
 from token_meter.cli.text import counted, did_you_mean, printable
 from token_meter.errors import InvalidBudget
-from token_meter.ledger.rows import EPOCH, MICROSECOND
 from token_meter.money import plain
 
 if TYPE_CHECKING:
@@ -122,11 +120,17 @@ def set_budget(
         doubts = [] if json else _doubts(opened, wanted, read_mode(mode))
         before, budget = desk.change(given)
         standings = desk.standings(budget.id)
+        beside = [
+            each for each in desk.list()
+            if each.id != budget.id
+            and (each.mode, each.scope, each.window, each.measure)
+            == (budget.mode, budget.scope, budget.window, budget.measure)
+        ]  # fmt: skip
     if json:
         write_json(budget.document())
         return
-    write(f"{budget.id}: {_limit(budget)} per {budget.window.shown} for {_scope_text(budget)}, {budget.enforce}\n")
-    for line in [*_changes(before, budget), *doubts]:
+    say(f"{budget.id}: {_limit(budget)} per {budget.window.shown} for {_scope_text(budget)}, {budget.enforce}\n")
+    for line in [*_changes(before, budget), *doubts, *(_beside(each) for each in beside)]:
         note(line)
     for each in standings:
         if each.spent > budget.limit and budget.enforce != "soft":
@@ -193,8 +197,8 @@ def show_budgets(
         note("lost: calls of which nobody knows what became. `token-meter budgets holds --lost` shows them")
     unused = [each.label for each in limits if each.id not in {standing.budget.id for standing in found}]
     if unused:
-        whose = "nobody" if customer is None else f"{customer} by name"
-        note(f"not used by {whose} so far: {'; '.join(unused)}")
+        whose = "used by nobody" if customer is None else f"not used by {customer} by name"
+        note(f"{whose} so far: {'; '.join(unused)}")
 
 
 @app.command("reset", epilog=EPILOG)
@@ -209,7 +213,7 @@ def reset(
 
     with rated(find(ledger)) as opened:
         changed = BudgetDesk(opened).reset(budget, subject=_pairs(scope) or None)
-    write_json({"reset": changed}) if json else write(
+    write_json({"reset": changed}) if json else say(
         f"{counted(changed, 'counter')} {'begins' if changed == 1 else 'begin'} at zero\n"
     )
 
@@ -222,7 +226,7 @@ def remove(budget: BudgetArgument, ledger: options.LedgerOption = None, json: op
     with rated(find(ledger)) as opened:
         desk = BudgetDesk(opened)
         ended = desk.end(desk.get(budget).id)
-    write_json(ended.document()) if json else write(f"{ended.id}: {ended.label} is gone\n")
+    write_json(ended.document()) if json else say(f"{ended.id}: {ended.label} is gone\n")
 
 
 @app.command("holds", epilog=EPILOG)
@@ -237,6 +241,9 @@ def show_holds(
             "--release", metavar="ID", help="Give this one back: the provider did not bill it. May be repeated."
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --release: also one whose call may be under way still.")
+    ] = False,
     ledger: options.LedgerOption = None,
     json: options.JsonOption = False,
 ) -> None:
@@ -247,8 +254,11 @@ def show_holds(
     with rated(find(ledger)) as opened:
         desk = BudgetDesk(opened)
         if release:
-            given_back = desk.release(release)
-            write_json({"released": given_back}) if json else write(f"{counted(given_back, 'hold')} given back\n")
+            under_way = sorted({each.id for each in desk.holds() if each.state == "held"}.intersection(release))
+            if under_way and not force:
+                raise Failure(f"the call of {under_way[0]} may be under way still. If it is not: --force")
+            given_back = desk.release(release, under_way=force)
+            write_json({"released": given_back}) if json else say(f"{counted(given_back, 'hold')} given back\n")
             if given_back < len(set(release)):
                 raise Failure("some of these ids hold nothing: see `token-meter budgets holds`")
             return
@@ -268,7 +278,9 @@ def show_holds(
 def watch(
     budget: Annotated[str | None, typer.Argument(metavar="[BUDGET]", help="Only this one.")] = None,
     customer: options.CustomerOption = None,
-    every: Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.2, help="How often to look.")] = 2.0,
+    every: Annotated[
+        float, typer.Option("--every", metavar="SECONDS", min=0.2, max=86_400, help="How often to look.")
+    ] = 2.0,
     times: Annotated[int, typer.Option("--times", metavar="N", min=0, help="Look so often; 0: until Ctrl-C.")] = 0,
     ledger: options.LedgerOption = None,
     json: options.JsonOption = False,
@@ -291,7 +303,7 @@ def watch(
                 })  # fmt: skip
                 continue
             bars = [f"  {_bar(each)}\n" for each in found] or ["  nobody has used a budget yet\n"]
-            draw(printable(f"{moment:%H:%M:%S} UTC\n") + "".join(bars))
+            draw(f"{moment:%H:%M:%S} UTC\n" + "".join(bars))
 
 
 @app.command("unreachable", epilog=EPILOG)
@@ -314,11 +326,13 @@ def unreachable(
     if json:
         write_json({"prepaid": after.prepaid_unreachable, "others": after.unreachable})
         return
-    write(f"when the ledger does not answer: prepaid {after.prepaid_unreachable}, others {after.unreachable}\n")
+    say(f"when the ledger does not answer: prepaid {after.prepaid_unreachable}, others {after.unreachable}\n")
 
 
 def _doubts(ledger: Ledger, scope: Mapping[str, str], mode: Mode) -> list[str]:
     """What may be a slip of the pen: a budget that no call will ever meet limits nothing."""
+    from token_meter.accounts import CustomerBook
+
     found = []
     for name, value in scope.items():
         if name == "customer" and "*" not in value:
@@ -328,6 +342,11 @@ def _doubts(ledger: Ledger, scope: Mapping[str, str], mode: Mode) -> list[str]:
         elif name not in _FACTS and (hint := did_you_mean(name, _FACTS)):
             found.append(f"only calls that carry a dimension {name!r} are concerned.{hint}")
     return found
+
+
+def _beside(budget: Budget) -> str:
+    """Another budget of the same calls that holds as well: nobody should take it to be replaced."""
+    return f"{budget.id} holds as well: {_limit(budget)}, {budget.enforce}. To take it away: budgets remove {budget.id}"
 
 
 _FACTS: Final = ("customer", "provider", "publisher", "model", "operation")
@@ -346,6 +365,9 @@ def _pairs(given: Sequence[str] | None) -> dict[str, str]:
     pairs = [each.partition("=") for each in given or ()]
     if any(not separator or not name or not value for name, separator, value in pairs):
         raise Failure("--for wants NAME=VALUE, such as customer=acme or key=*", code=WRONG_USAGE)
+    names = [name for name, _, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise Failure(f"--for {twice[0]} is given twice: a budget has one value of each name", code=WRONG_USAGE)
     return {name: value for name, _, value in pairs}
 
 
@@ -428,6 +450,8 @@ def _until(standing: Standing) -> str | None:
 
 
 def _hold_document(hold: Held, budgets: Mapping[str, Any]) -> dict[str, Any]:
+    from token_meter.ledger.rows import EPOCH, MICROSECOND
+
     held = [
         {"budget": part.budget, "amount": plain(budgets[part.budget].amount(part.amount)),
          "unit": budgets[part.budget].unit}

@@ -152,6 +152,11 @@ def _limits(facts: Facts) -> Iterator[Check]:
             f"{counted(ledger.lost_holds, 'call holds', 'calls hold')} money and nobody knows what became of them",
             f"Look whether the provider billed them: token-meter budgets holds{again} --lost; then --release ID.",
         )  # fmt: skip
+    if ledger.unsigned:
+        yield Check(
+            Level.WRONG, "notices", f"nothing is posted to {counted(ledger.unsigned, 'webhook')}",
+            "The library that signs is not installed: the extra `webhook` (standardwebhooks).",
+        )  # fmt: skip
     for each in ledger.unreached:
         yield Check(
             Level.WRONG, "notices", f"a webhook does not take notices: {each}",

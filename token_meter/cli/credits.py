@@ -12,7 +12,7 @@ from token_meter.cli.customer_book import note_if_new
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
 from token_meter.cli.mode import ModeOption, read_mode
 from token_meter.cli.moments import read_moment
-from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
+from token_meter.cli.output import Shape, chosen_shape, note, say, show, write_json
 from token_meter.cli.place import find
 from token_meter.cli.rated import rated
 from token_meter.cli.subscriptions import CustomerArgument
@@ -136,7 +136,7 @@ def refund(
     if json:
         write_json(_row(left))
     else:
-        write(f"{grant}: {plain(left.remaining)} {left.currency} is left\n")
+        say(f"{grant}: {plain(left.remaining)} {left.currency} is left\n")
 
 
 @app.command("void", epilog=EPILOG)
@@ -151,7 +151,7 @@ def void(
 
     with rated(find(ledger)) as opened:
         left = CreditBook(opened).void(grant, reason=reason)
-    write_json(_row(left)) if json else write(f"{grant} is void: {reason}\n")
+    write_json(_row(left)) if json else say(f"{grant} is void: {reason}\n")
 
 
 @app.command("expire", epilog=EPILOG)
@@ -165,9 +165,9 @@ def expire(mode: ModeOption = None, ledger: options.LedgerOption = None, json: o
         write_json([_row(each) for each in found])
         return
     for each in found:
-        write(f"{each.id} of {each.customer}: {plain(each.remaining)} {each.currency} expired\n")
+        say(f"{each.id} of {each.customer}: {plain(each.remaining)} {each.currency} expired\n")
     if not found:
-        write("nothing has expired\n")
+        say("nothing has expired\n")
 
 
 @app.command("journal", epilog=EPILOG)
@@ -185,7 +185,8 @@ def journal_of(
     with rated(find(ledger)) as opened:
         book = CreditBook(opened)
         rows = [
-            {"recorded": f"{each.recorded:%Y-%m-%d %H:%M:%S}", "kind": each.kind, "account": each.account,
+            {"recorded": each.recorded.isoformat() if shape is Shape.JSON else f"{each.recorded:%Y-%m-%d %H:%M:%S}",
+             "kind": each.kind, "account": each.account,
              "amount": plain(each.amount), "currency": each.currency, "grant": each.grant, "reason": each.reason,
              "posting": each.posting}
             for each in book.journal(customer, mode=read_mode(mode))
@@ -218,7 +219,7 @@ def recharge(
     if json:
         write_json({"customer": customer, "below": threshold, "pack": pack})
         return
-    write(f"a notice is written when {customer} has less than {threshold} left: see `token-meter notices list`\n")
+    say(f"a notice is written when {customer} has less than {threshold} left: see `token-meter notices list`\n")
 
 
 @app.command("balance", epilog=EPILOG)
@@ -274,12 +275,14 @@ def policy(
     journal: options.JournalOption = None,
     json: options.JsonOption = False,
 ) -> None:
-    """Say what happens when a customer's credit is used up. It counts at the next call."""
+    """Say what happens when a customer's credit is used up. It counts within a second in every program."""
     from token_meter.budgets.desk import BudgetDesk
     from token_meter.budgets.policy import CreditPolicy
     from token_meter.errors import InvalidBudget
 
     chosen = read_mode(mode)
+    if not customer.strip():
+        raise Failure("say whose policy it is: a customer, or * for everybody without one", code=WRONG_USAGE)
     try:
         made = CreditPolicy.read({"policy": wanted, "enforce": enforce, "currency": currency, "low": low})
     except InvalidBudget as error:
@@ -294,7 +297,7 @@ def policy(
     said = "calls are refused when their credit does not cover them" if made.policy == "block" else (
         "calls go on when their credit is used up; what is beyond it is invoiced"
     )  # fmt: skip
-    write(f"{'everybody without a policy of their own' if customer == '*' else customer}: {said}\n")
+    say(f"{'everybody without a policy of their own' if customer == '*' else customer}: {said}\n")
 
 
 def _scope(pairs: list[str] | None) -> dict[str, str]:
@@ -311,7 +314,7 @@ def _tell(made: Any, json: bool) -> None:
     until = f", until {made.expires:%Y-%m-%d %H:%M} UTC" if made.expires else ""
     paid = f", paid with {plain(made.price)}" if made.price else ""
     left = "" if made.remaining == made.amount else f"; {plain(made.remaining)} is left"
-    write(f"{made.customer} has {plain(made.amount)} {made.currency}{paid}{until} ({made.id}){left}\n")
+    say(f"{made.customer} has {plain(made.amount)} {made.currency}{paid}{until} ({made.id}){left}\n")
 
 
 def _row(grant: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -23,6 +24,9 @@ EPILOG: Final = (
     "Exit codes: 0 it worked (also when nothing matched) · 1 something needs a human, or it failed · "
     "2 wrong usage · 3 no ledger or journal there."
 )
+
+
+_NEGATIVE: Final = re.compile(r"-[0-9.].*")
 
 
 class Failure(TokenMeterError):
@@ -109,6 +113,8 @@ def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     hint = f" See `{context.command_path} --help`." if context else ""
     said = " ".join(str(error.format_message()).split())
+    if _NEGATIVE.fullmatch(getattr(error, "option_name", None) or ""):
+        said = f"{said.rstrip('.')}: if it is an amount, none here is negative"
     return f"{said}{'' if said.endswith(('.', '?')) else '.'}{hint}"
 
 

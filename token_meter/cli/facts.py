@@ -51,6 +51,8 @@ class LedgerFacts:
     """Holds on budgets of which nobody knows what became."""
     unreached: tuple[str, ...] = ()
     """Addresses that notices do not reach, or are not posted to any more."""
+    unsigned: int = 0
+    """Endpoints to which nothing is posted because the library that signs is not installed."""
     prices_of: datetime | None = None
     """When the prices were last compiled or synced."""
 
@@ -136,6 +138,7 @@ def _ledger_facts(ledger: Ledger, since: datetime) -> LedgerFacts:
         prices_of=_prices_of(ledger),
         lost_holds=_lost_holds(ledger),
         unreached=_unreached(ledger),
+        unsigned=_unsigned(ledger),
     )
 
 
@@ -145,11 +148,18 @@ def _lost_holds(ledger: Ledger) -> int:
     return sum(1 for each in BudgetDesk(ledger).holds() if each.state == "lost")
 
 
+def _unsigned(ledger: Ledger) -> int:
+    from token_meter.notices.desk import NoticeDesk
+    from token_meter.notices.postman import can_sign
+
+    return 0 if can_sign() else sum(1 for each in NoticeDesk(ledger).endpoints() if not each.disabled)
+
+
 def _unreached(ledger: Ledger) -> tuple[str, ...]:
     from token_meter.notices.desk import NoticeDesk
 
     return tuple(
-        f"{each.url} ({'disabled' if each.disabled else 'failing'}: {each.reason})"
+        f"{each.shown} ({'disabled' if each.disabled else 'failing'}: {each.reason})"
         for each in NoticeDesk(ledger).endpoints()
         if each.disabled or each.failing
     )

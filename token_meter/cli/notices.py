@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json as json_module
 import time
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from token_meter.cli import options
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
-from token_meter.cli.output import Shape, chosen_shape, note, show, write, write_json
+from token_meter.cli.output import Shape, chosen_shape, note, say, show, write_json
 from token_meter.cli.place import find, reading
 from token_meter.cli.rated import rated
 from token_meter.cli.tables import Column, Table
 from token_meter.cli.text import counted
 from token_meter.errors import InvalidEndpoint
+
+if TYPE_CHECKING:
+    from token_meter.notices.postman import Postman
 
 app = typer.Typer(
     cls=Commands,
@@ -33,24 +38,31 @@ EndpointArgument = Annotated[
 def list_notices(
     after: Annotated[int, typer.Option("--after", metavar="NUMBER", help="Only those behind this number.")] = 0,
     kind: Annotated[
-        str | None, typer.Option("--kind", metavar="KIND", help="Only of this kind, as budget.threshold.")
+        str | None,
+        typer.Option("--kind", metavar="PATTERN", help="Only of this kind, as budget.exceeded or budget.*."),
     ] = None,
     customer: options.CustomerOption = None,
     ledger: options.LedgerOption = None,
     json: options.JsonOption = False,
+    csv: options.CsvOption = False,
 ) -> None:
     """List notices, oldest first. Each has a key: whoever acts on it uses that as idempotency key."""
     from token_meter.notices.desk import NoticeDesk
 
-    shape = chosen_shape(json=json)
+    shape = chosen_shape(json=json, csv=csv)
+    if kind is not None:
+        _know([kind])
     with reading(find(ledger)) as opened:
         found = NoticeDesk(opened).list(after=after, kind=kind, customer=customer)
     if shape is Shape.JSON:
         write_json(list(found))
         return
-    rows = [each | {"document": json_module.dumps(each["document"], ensure_ascii=False)} for each in found]
+    rows = [
+        each | {"document": json_module.dumps(each["document"], ensure_ascii=False), "says": _says(each["document"])}
+        for each in found
+    ]
     columns = (Column("number", number=True), Column("recorded", whole=True), Column("kind", whole=True),
-               Column("customer"), Column("document"))  # fmt: skip
+               Column("customer"), Column("document" if shape is Shape.CSV else "says"))  # fmt: skip
     show(Table(columns, rows, nothing=""), shape)
 
 
@@ -99,17 +111,26 @@ def add(
 ) -> None:
     """Post notices to an address from now on, signed as Standard Webhooks says. The secret is shown once."""
     from token_meter.notices.desk import NoticeDesk
+    from token_meter.notices.endpoint import check_url
+    from token_meter.notices.postman import can_sign
 
     secret = _secret(secret_from)
+    _know(kind or ())
+    try:
+        check_url(url)
+    except InvalidEndpoint as error:
+        raise Failure(str(error), code=WRONG_USAGE) from None
     with rated(find(ledger), make=True) as opened:
         endpoint, made = NoticeDesk(opened).add(url, kinds=kind or (), secret=secret, private=allow_private)
     if json:
         write_json({**endpoint.document(), **({} if secret else {"secret": made})})
         return
-    write(f"{endpoint.id}: {', '.join(endpoint.kinds) or 'every notice'} is posted to {endpoint.url}\n")
+    say(f"{endpoint.id}: {', '.join(endpoint.kinds) or 'every notice'} is posted to {endpoint.url}\n")
     if not secret:
-        write(f"secret: {made}\n")
+        say(f"secret: {made}\n")
         note("keep the secret now: it is not shown again. `token-meter notices test` posts something to try it")
+    if not can_sign():
+        note("nothing is posted before the library that signs is installed: the extra `webhook` (standardwebhooks)")
 
 
 @app.command("remove", epilog=EPILOG)
@@ -119,7 +140,7 @@ def remove(endpoint: EndpointArgument, ledger: options.LedgerOption = None, json
 
     with rated(find(ledger)) as opened:
         gone = NoticeDesk(opened).remove(endpoint)
-    write_json(gone.document()) if json else write(f"{gone.id}: nothing is posted to {gone.url} any more\n")
+    write_json(gone.document()) if json else say(f"{gone.id}: nothing is posted to {gone.url} any more\n")
 
 
 @app.command("rotate", epilog=EPILOG)
@@ -130,7 +151,7 @@ def rotate(
         typer.Option("--secret-from", metavar="VARIABLE", help="An environment variable with a secret of yours."),
     ] = None,
     overlap: Annotated[
-        float, typer.Option("--overlap", metavar="HOURS", min=0, help="So long the old secret signs as well.")
+        float, typer.Option("--overlap", metavar="HOURS", min=0, max=720, help="So long the old secret signs as well.")
     ] = 24.0,
     ledger: options.LedgerOption = None,
     json: options.JsonOption = False,
@@ -144,7 +165,8 @@ def rotate(
     if json:
         write_json({"endpoint": endpoint, "secret": None if secret else made})
         return
-    write("the new secret signs from now on\n" if secret else f"secret: {made}\n")
+    say("the new secret signs from now on\n" if secret else f"secret: {made}\n")
+    note(f"the old one signs beside it for {overlap:g} hours" if overlap else "the old one signs no more")
 
 
 @app.command("enable", epilog=EPILOG)
@@ -154,7 +176,7 @@ def enable(endpoint: EndpointArgument, ledger: options.LedgerOption = None, json
 
     with rated(find(ledger)) as opened:
         now = NoticeDesk(opened).enable(endpoint)
-    write_json(now.document()) if json else write(f"{now.id}: notices are posted to {now.url} again\n")
+    write_json(now.document()) if json else say(f"{now.id}: notices are posted to {now.url} again\n")
 
 
 @app.command("replay", epilog=EPILOG)
@@ -170,7 +192,7 @@ def replay(
 
     with rated(find(ledger)) as opened:
         count = NoticeDesk(opened).replay(endpoint, after=after, failed_only=failed)
-    write_json({"replayed": count}) if json else write(f"{counted(count, 'notice')} will be posted again\n")
+    write_json({"replayed": count}) if json else say(f"{counted(count, 'notice')} will be posted again\n")
     if count and not json:
         note("by a program with a Meter, or now with `token-meter notices deliver`")
 
@@ -196,15 +218,22 @@ def test(
         {"endpoint": each.endpoint, "url": known[each.endpoint].url if each.endpoint in known else None,
          "state": each.state, "answer": each.answer}
         for each in answers
-        if each.state != "unwanted"
     ]  # fmt: skip
+    rows += [
+        {"endpoint": each.id, "url": each.url, "state": "disabled", "answer": each.reason}
+        for each in known.values()
+        if each.disabled and each.id not in {row["endpoint"] for row in rows}
+    ]
     if json:
         write_json(rows)
     else:
         columns = (Column("endpoint", whole=True), Column("url"), Column("state"), Column("answer"))
         show(Table(columns, rows, nothing=""), Shape.TABLE)
-        if not rows:
-            note("no endpoint wants it: token-meter notices add https://example.com/hooks")
+    if not rows:
+        raise Failure("there is no endpoint: token-meter notices add https://example.com/hooks")
+    disabled = [row["endpoint"] for row in rows if row["endpoint"] in known and known[row["endpoint"]].disabled]
+    if disabled:
+        raise Failure(f"nothing is posted to {disabled[0]}, it is disabled: token-meter notices enable {disabled[0]}")
     if any(row["state"] != "done" for row in rows):
         raise Failure("not every endpoint has taken it; it is tried again, for days, by a program with a Meter")
 
@@ -221,14 +250,46 @@ def deliver(
     tried = 0
     with rated(find(ledger)) as opened:
         postman = Postman(opened)
-        while True:
-            done = postman.turn()
-            tried += done
-            if not done and not follow:
-                break
-            if not done:
-                time.sleep(1.0)
-    write_json({"tried": tried}) if json else write(f"{counted(tried, 'delivery', 'deliveries')} tried\n")
+        with suppress(KeyboardInterrupt):
+            while True:
+                done = _turn(postman, follow=follow)
+                tried += done
+                if not done and not follow:
+                    break
+                if not done:
+                    time.sleep(1.0)
+    write_json({"tried": tried}) if json else say(f"{counted(tried, 'delivery', 'deliveries')} tried\n")
+
+
+def _turn(postman: Postman, *, follow: bool) -> int:
+    """One turn; who follows does not end because the ledger was busy for a while."""
+    from token_meter.ledger import LedgerError
+
+    try:
+        return postman.turn()
+    except LedgerError as error:
+        if not follow:
+            raise
+        note(f"{error}; it is tried again")
+        time.sleep(5.0)
+        return 0
+
+
+def _know(kinds: Sequence[str]) -> None:
+    """Refuse a pattern that no kind of notice fits."""
+    from token_meter.notices.endpoint import KINDS, wanted
+
+    for each in kinds:
+        if not any(wanted([each], kind) for kind in KINDS):
+            raise Failure(f"there is no kind of notice {each!r}: {', '.join(KINDS)}", code=WRONG_USAGE)
+
+
+def _says(document: Mapping[str, Any]) -> str:
+    """What a notice says, for people: its message, or its fields."""
+    told = [str(document[name]) for name in ("message", "what_now") if document.get(name)]
+    return ". ".join(told) or ", ".join(
+        f"{name} {value}" for name, value in document.items() if isinstance(value, str | int)
+    )
 
 
 def _secret(variable: str | None) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from token_meter.cli.exits import WRONG_USAGE, Failure
 from token_meter.cli.tables import Column, Row, Table
-from token_meter.cli.text import markdown_safe, printable, spreadsheet_safe
+from token_meter.cli.text import markdown_safe, printable, printable_lines, spreadsheet_safe
 
 CSV_PIECE_CHARACTERS: Final = 1 << 16
 
@@ -55,6 +55,11 @@ def on_terminal() -> bool:
 def write(text: str) -> None:
     """Text as it is."""
     sys.stdout.write(text)
+
+
+def say(text: str) -> None:
+    """Lines for people, with whatever would steer a terminal written as an escape: names are other people's text."""
+    sys.stdout.write(printable_lines(text))
 
 
 def write_json(document: Any) -> None:

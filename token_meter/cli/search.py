@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from shlex import quote
 from typing import TYPE_CHECKING, Final
 
 from token_meter.cli.checks import Check, Level, no_ledger
@@ -12,6 +13,7 @@ from token_meter.cli.place import reading
 from token_meter.cli.text import counted
 from token_meter.cli.waiting import waiting_for
 from token_meter.ledger import ANY
+from token_meter.money import plain
 
 if TYPE_CHECKING:
     from token_meter.ledger import Ledger
@@ -27,6 +29,7 @@ def look_for(customer: str, facts: Facts) -> list[Check]:
     with reading(facts.place) as ledger:
         found = _seen(ledger, customer)
         steps = [found] if found.level is Level.FINE else [found, *_similar(ledger, customer)]
+        steps += _limited(ledger, customer)
     steps += _waiting(customer, facts)
     steps += _unattributed(facts)
     steps += _anything(facts)
@@ -49,6 +52,31 @@ def _seen(ledger: Ledger, customer: str) -> Check:
         f"{counted(rows[0].events, 'event')}, {counted(rows[0].usage.tokens, 'token')}, "
         f"the last at {last.time:%Y-%m-%d %H:%M:%S} UTC ({last.model}, {last.status})",
     )
+
+
+def _limited(ledger: Ledger, customer: str) -> Iterator[Check]:
+    """What refuses calls of a customer, or soon will."""
+    from token_meter.budgets.command import command_of
+    from token_meter.budgets.desk import BudgetDesk
+
+    desk = BudgetDesk(ledger)
+    snapshot = desk.snapshot()
+    if ("live", customer) in snapshot.paused:
+        yield Check(
+            Level.WRONG, "paused", "no call is made for them", f"token-meter customers resume {quote(customer)}"
+        )  # fmt: skip
+    for each in desk.standings(customer=customer):
+        said = f"{each.budget.label}: {plain(each.spent)} of {plain(each.budget.limit)} {each.budget.unit} is spent"
+        if each.budget.enforce != "soft" and each.available <= 0:
+            yield Check(Level.WRONG, "budget", f"{said}: calls are refused", f"To raise it: {command_of(each.budget)}")
+        else:
+            yield Check(Level.FINE, "budget", said)
+    policy = snapshot.policies.of("live", customer)
+    if policy.policy == "block":
+        left = desk.credit(customer, currency=policy.currency).available
+        said = f"{plain(left)} {policy.currency} is left, and calls beyond it are refused"
+        advice = f"token-meter credits grant {quote(customer)} AMOUNT"
+        yield Check(Level.FINE, "credit", said) if left > 0 else Check(Level.WRONG, "credit", said, advice)
 
 
 def _similar(ledger: Ledger, customer: str) -> Iterator[Check]:

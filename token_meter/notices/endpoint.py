@@ -16,6 +16,13 @@ from urllib.parse import urlsplit
 from token_meter.errors import InvalidEndpoint
 from token_meter.ledger.rows import EPOCH, MICROSECOND
 
+KINDS: Final = (
+    "budget.threshold", "budget.exceeded", "credit.low", "credit.depleted", "credit.recharge_due", "price.changed",
+    "price.added", "price.unknown", "price.book", "invoice.finalized", "sink.failing", "events.quarantined",
+    "events.unattributed", "webhook.disabled", "notice.test",
+)  # fmt: skip
+"""Every kind of notice."""
+
 URL_LENGTH_MAX: Final = 2000
 SECRET_BYTES: Final = 32
 SECRET_BYTES_MIN: Final = 24
