@@ -311,7 +311,7 @@ class CallRecorder:
             reading.model = reading.model or call.model_requested  # some answers do not name their model
             if customer is None or reading.anomalies or reading.status != "complete":
                 self._notable(reading.status, customer, reading.anomalies)
-            id = call.id if place == 0 else self.clock.mint()
+            id = call.id if place == 0 else _uuid8(call.id, str(place))
             if reading.object_id is not None:
                 id = _derived_id(call, reading.object_id, reading.model)
             reading.event_id = id
@@ -414,9 +414,12 @@ def _tell(tallies: tuple[Tally, ...], readings: list[Reading]) -> None:
 
 def _derived_id(call: Call, object_id: str, model: str | None) -> str:
     """The id of an object that is read more than once: the same wherever and whenever it is read (D5)."""
+    return _uuid8(call.provider, call.host, object_id, model or "")
+
+
+def _uuid8(*parts: str) -> str:
+    """An id that follows from others: a UUIDv8 (RFC 9562), 122 bits of their digest. Stores know such ids by that."""
     import hashlib
 
-    key = "\n".join((call.provider, call.host, object_id, model or ""))
-    text = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
-    # A UUIDv8 (RFC 9562): 122 bits of the digest.
+    text = hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()
     return f"{text[:8]}-{text[8:12]}-8{text[13:16]}-{'89ab'[int(text[16], 16) % 4]}{text[17:20]}-{text[20:32]}"

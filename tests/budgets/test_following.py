@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -13,6 +14,7 @@ from token_meter.bookkeeping.lazy import LazyRater
 from token_meter.bookkeeping.plan_book import PlanBook, read_catalogue
 from token_meter.budgets.budget import Budget, concerning
 from token_meter.budgets.desk import BudgetDesk
+from token_meter.budgets.following import Following
 from token_meter.budgets.hold import Part, Request
 from token_meter.budgets.snapshot import span_of
 from token_meter.budgets.stores import holds_of
@@ -389,3 +391,39 @@ def test_old_counters_are_dropped_and_those_that_hold_something_are_kept(ledger,
         starts = connection.execute(select(spend.c.budget, spend.c.start)).all()
     assert len([1 for budget, _ in starts if budget == day.id]) == 2
     assert [start for budget, start in starts if budget == rolling.id] == [-1]
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_charge_beside_the_transaction_that_records_its_event_counts_once(schema_url, monkeypatch, late):
+    """Events of several readings: the first ends the hold, the others are charged while somebody records them."""
+    with Ledger(schema_url, rater=LazyRater()) as ledger:
+        desk = BudgetDesk(ledger, now=AT.timestamp)
+        made = desk.set(budget(measure="tokens", limit=10_000_000, window="lifetime"))
+        held(ledger, desk, "e1", "1", [made])
+        ledger.record([event("e1")])
+        there, go = threading.Event(), threading.Event()
+        follow = Following.follow
+
+        def slow(*arguments):
+            if not late:
+                follow(*arguments)
+            there.set()
+            assert go.wait(30)
+            if late:
+                follow(*arguments)
+
+        monkeypatch.setattr(Following, "follow", slow)
+        id = "0197f3c2-1111-8000-8000-000000000001"
+        recording = threading.Thread(target=ledger.record, args=([event(id)],))
+        recording.start()
+        assert there.wait(30)
+        part = Part(made.id, '["acme"]', 0, 1_000_000, limit=made.parts_max)
+        charging = threading.Thread(target=holds_of(ledger).charge, args=(Request(id, (part,), MICROS, MICROS),))
+        charging.start()
+        charging.join(0.3)
+        go.set()
+        charging.join()
+        recording.join()
+
+        assert plain(desk) == ("2000000", "0", "0")
+        assert desk.holds(pending=True) == []

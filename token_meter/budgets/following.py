@@ -32,6 +32,9 @@ _FACTS: Final = ("customer", "provider", "publisher", "model", "operation")
 _PLACES: Final = {name: SERIES_COLUMNS.index(name) for name in (*_FACTS, "status", "meter", "mode")}
 _IDS_MAX: Final = 500
 _KEYS_MAX: Final = 100
+_UUID: Final = 36
+_VERSION: Final = 14
+"""Where a UUID says which version it is: 8 are those that follow from other ids."""
 
 Delta = tuple[int, int, int]
 """spent, held, lost"""
@@ -56,7 +59,10 @@ class Following:
             self._snapshot = read_snapshot(connection)
         if self._snapshot.is_idle and connection.execute(select(holds.c.id).limit(1)).first() is None:
             return
-        found = _holds_of(connection, {each.id for each, _ in measures if each.id})
+        ids = {each.id for each, _ in measures if each.id}
+        # Those are counted by whoever ends their call, at the same moment and without a hold of that id.
+        store.claim(connection, [id for id in ids if len(id) == _UUID and id[_VERSION] == "8"])
+        found = _holds_of(connection, ids)
         numbers = {number for each, _ in measures for number in each.rating.values() if number}
         rates = learn(numbers) if any(each.is_money for each in self._snapshot.in_force) else {}
         deltas: dict[Key, Delta] = {}

@@ -151,6 +151,11 @@ class PostgresqlStore(Store):
     def lock(self, connection: Connection, *, shared: bool) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock{'_shared' if shared else ''}({_KEY})")
 
+    def claim(self, connection: Connection, ids: Iterable[str]) -> None:
+        # In their order, so that two who claim several never wait in a circle.
+        for id in sorted(ids):
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (id,))
+
     def has_table(self, connection: Connection, name: str) -> bool:
         return connection.exec_driver_sql("SELECT to_regclass(%s)", (name,)).scalar() is not None
 

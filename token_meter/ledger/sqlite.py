@@ -126,6 +126,9 @@ class SqliteStore(Store):
     def lock(self, connection: Connection, *, shared: bool) -> None:
         """BEGIN IMMEDIATE has taken it: there is only one writer."""
 
+    def claim(self, connection: Connection, ids: Iterable[str]) -> None:
+        """BEGIN IMMEDIATE has: there is only one writer."""
+
     def has_table(self, connection: Connection, name: str) -> bool:
         found = connection.exec_driver_sql("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
         return found.first() is not None

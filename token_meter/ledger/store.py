@@ -92,6 +92,10 @@ class Store(ABC):
         """Take the lock of this ledger until the transaction ends: writers share it, a migration does not."""
 
     @abstractmethod
+    def claim(self, connection: Connection, ids: Iterable[str]) -> None:
+        """Have events of these ids for oneself until the transaction ends, as whoever counts them beside recording."""
+
+    @abstractmethod
     def has_table(self, connection: Connection, name: str) -> bool: ...
 
     @abstractmethod

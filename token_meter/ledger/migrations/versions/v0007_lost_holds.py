@@ -14,7 +14,8 @@ down_revision = "0006"
 def upgrade() -> None:
     """Holds that are there end by the new rules."""
     if op.get_bind().dialect.name == "postgresql":
-        op.get_bind().exec_driver_sql(_SETTLE)
+        for statement in (_SETTLE, _CHARGE):
+            op.get_bind().exec_driver_sql(statement)
 
 
 _SETTLE = """
@@ -24,6 +25,10 @@ DECLARE
     part record;
     levels text := '';
 BEGIN
+    IF _settlement::jsonb ->> 1 <> _settlement::jsonb ->> 0 THEN
+        -- Whoever records the event claims its id as well: one of the two sees what the other has done.
+        PERFORM pg_advisory_xact_lock(hashtextextended(_settlement::jsonb ->> 1, 0));
+    END IF;
     -- id, event, what became of it, amounts
     SELECT held.id, held.state, held.parts, it ->> 1 AS event, it -> 3 AS amounts,
            CASE WHEN it ->> 2 <> 'released' AND it ->> 1 <> held.id AND EXISTS (
@@ -77,6 +82,50 @@ BEGIN
         WHERE id = kept.id;
     END IF;
     RETURN coalesce(levels, '');
+END
+$$
+"""
+
+_CHARGE = """
+CREATE OR REPLACE FUNCTION token_meter_charge(_id text, _parts jsonb, _now bigint, _who text)
+RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    part jsonb;
+    row record;
+    counted jsonb := '[]';
+    levels jsonb := '[]';
+BEGIN
+    -- Whoever records the event claims its id as well: one of the two sees what the other has done.
+    PERFORM pg_advisory_xact_lock(hashtextextended(_id, 0));
+    IF EXISTS (SELECT 1 FROM token_meter_events WHERE id = _id) THEN
+        RETURN levels;
+    END IF;
+    INSERT INTO token_meter_holds (id, state, sent, created, expires, parts, who)
+    VALUES (_id, 'settled', 1, _now, _now, '[]', _who) ON CONFLICT (id) DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN levels;
+    END IF;
+    FOR part IN SELECT value FROM jsonb_array_elements(_parts) LOOP
+        UPDATE token_meter_spend
+        SET spent = spent + CASE WHEN (part ->> 2)::bigint >= 0 THEN (part ->> 3)::bigint ELSE 0 END
+        WHERE budget = part ->> 0 AND subject = part ->> 1 AND start = (part ->> 2)::bigint
+        RETURNING spent, noted INTO row;
+        IF NOT FOUND THEN
+            CONTINUE;
+        END IF;
+        IF (part ->> 2)::bigint < 0 THEN
+            INSERT INTO token_meter_spend AS there (budget, subject, start, spent, held, lost, noted, epoch)
+            VALUES (part ->> 0, part ->> 1, (part ->> 4)::bigint, (part ->> 3)::bigint, 0, 0, 0, 0)
+            ON CONFLICT (budget, subject, start) DO UPDATE SET spent = there.spent + excluded.spent;
+        ELSIF (part ->> 3)::bigint > 0 THEN
+            levels := levels || jsonb_build_array(jsonb_build_array(
+                part ->> 0, part ->> 1, (part ->> 2)::bigint, row.spent, row.noted
+            ));
+        END IF;
+        counted := counted || jsonb_build_array(part);
+    END LOOP;
+    UPDATE token_meter_holds SET parts = counted::text WHERE id = _id;
+    RETURN levels;
 END
 $$
 """
