@@ -117,8 +117,9 @@ class Charging(ABC):
     ) -> Budget:
         """Limit what may be spent: a call that does not fit raises BudgetExceeded before anything is sent.
 
-        `customer` is one, `"*"` for one budget of each, or None; `scope` narrows it further, by any dimension
-        (`{"key": "*"}`). `per`: hour, day, week, month (of `time_zone`), lifetime, plan, or a rolling duration (24h).
+        `customer` is one, `"*"` for one budget of each, `""` for calls without one, or None; `scope` narrows it
+        further, by any dimension (`{"key": "*"}`). `per`: hour, day, week, month (of `time_zone`), lifetime, plan, or a
+        rolling duration (24h).
         `of`: what is counted. `enforce`: "strict" refuses a call whose worst case does not fit, "bounded" one whose
         likely cost does not (the default), "soft" none. `unpriced`: what a model without a price does ("block").
         `cut_off` ends a stream when what was held for it is used up. `tokenize` counts the input of OpenAI's models

@@ -901,3 +901,22 @@ def test_tasks_that_worker_threads_wait_for_can_still_hold(small):
 
     anyio.run(main)
     assert small.requests == 41
+
+
+def test_calls_without_a_customer_may_be_refused(team):
+    """Whoever forgets to say for whom a call is gets past every other cap."""
+    team.meter.budget("", 0, of="requests", name="nobody's")
+    client = team.openai()
+
+    with pytest.raises(BudgetExceeded) as refused:
+        client.chat.completions.create(**CHAT)
+    with team.meter.customer("acme"):
+        client.chat.completions.create(**CHAT)
+
+    assert (refused.value.scope, team.requests) == ("no customer", 1)
+    assert refused.value.command == "token-meter budgets set LIMIT --for customer= --per month --of requests"
+    team.meter.budget("", 5, of="requests")
+    client.chat.completions.create(**CHAT)
+    assert [standing.spent for standing in team.meter.budgets.standings("nobody's")] == [1]
+    team.meter.budget("", "1", name="money")
+    assert [standing.spent > 0 for standing in team.meter.budgets.standings("money")] == [True], "as recorded before"

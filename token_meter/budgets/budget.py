@@ -33,6 +33,9 @@ UNPRICED: Final = ("block", "dearest", "allow")
 EACH: Final = "*"
 """In a scope: one budget of its own for each value."""
 
+NOBODY: Final = ""
+"""In a scope: calls that do not carry this name, such as those without a customer."""
+
 FIELDS: Final = frozenset({
     "id", "name", "scope", "measure", "limit", "currency", "window", "time_zone", "enforce", "unpriced", "cut_off",
     "tokenize", "thresholds", "mode",
@@ -54,10 +57,10 @@ class Budget:
 
     `scope` is sorted pairs like ("customer", "acme") or ("key", "*"): a customer, what an event says of itself
     (provider, publisher, model, operation), or any dimension; `*` gives each value a budget of its own, a pattern like
-    gpt-4o* is one budget for all that fit; a call without the key is not concerned. `measure` says what is counted,
-    `enforce` how: "strict" refuses a call whose worst case does not fit, "bounded" one whose likely cost does not,
-    "soft" none. `cut_off` ends a stream when what was held for it is used up. `tokenize` counts the input with a
-    tokeniser, where there is one, for "bounded". `mode` is that of the events it counts.
+    gpt-4o* is one budget for all that fit; an empty value is for calls without the name, which concern no other.
+    `measure` says what is counted, `enforce` how: "strict" refuses a call whose worst case does not fit, "bounded" one
+    whose likely cost does not, "soft" none. `cut_off` ends a stream when what was held for it is used up. `tokenize`
+    counts the input with a tokeniser, where there is one, for "bounded". `mode` is that of the events it counts.
     """
 
     scope: tuple[tuple[str, str], ...] = ()
@@ -115,7 +118,7 @@ class Budget:
             raise InvalidBudget(f"a limit of {measure} is a whole number, not {plain(limit)}")
         if any(not 1 <= each <= 100 for each in thresholds):
             raise InvalidBudget("thresholds are percentages from 1 to 100")
-        if window.kind == "plan" and "customer" not in dict(scope):
+        if window.kind == "plan" and not dict(scope).get("customer"):
             raise InvalidBudget("a window of the plan's period needs a customer in the scope (customer=* for each)")
         return cls(
             scope=scope, limit=limit, measure=measure, currency=currency, window=window, time_zone=zone,
@@ -177,7 +180,7 @@ class Budget:
         values = []
         for name, wanted in self.scope:
             value = facts.get(name)
-            if value is None or not meets(wanted, value):
+            if not meets(wanted, value):
                 return None
             values.append(value if wanted == EACH else wanted)
         return subject_of(values)
@@ -185,7 +188,7 @@ class Budget:
     def whose(self, subject: str) -> str:
         """A subject for people: `customer=acme, key=k1`; a budget for everything is everybody's."""
         values = json.loads(subject)
-        return ", ".join(f"{name}={value}" for (name, _), value in zip(self.scope, values, strict=True)) or "everybody"
+        return ", ".join(_said(name, value) for (name, _), value in zip(self.scope, values, strict=True)) or "everybody"
 
     def start(self, span: Span) -> int:
         """The `start` under which a window is counted."""
@@ -197,8 +200,10 @@ class Budget:
         return self.name or f"{self.measure} per {self.window.shown} for {_for(self.scope)}"
 
 
-def meets(wanted: str, value: str) -> bool:
+def meets(wanted: str, value: str | None) -> bool:
     """Whether a value is the one that a scope names, or fits its pattern."""
+    if value is None or wanted == NOBODY:
+        return value is None and wanted == NOBODY
     return wanted in (EACH, value) or ("*" in wanted and fnmatchcase(value, wanted))
 
 
@@ -228,13 +233,17 @@ def _scope(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     if len(given) > SCOPES_MAX:
         raise ValueError(f"a scope has at most {SCOPES_MAX} keys")
     for name, value in given.items():
-        if not str(name) or not isinstance(value, str) or not value:
-            raise ValueError(f"the scope wants a text for {name}: a value, or * for each")
+        if not str(name) or not isinstance(value, str):
+            raise ValueError(f"the scope wants a text for {name}: a value, * for each, or an empty one for none")
     return tuple(sorted((str(name), value) for name, value in given.items()))
 
 
 def _for(scope: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(f"each {name}" if value == EACH else f"{name}={value}" for name, value in scope) or "everybody"
+    return ", ".join(f"each {name}" if value == EACH else _said(name, value) for name, value in scope) or "everybody"
+
+
+def _said(name: str, value: str) -> str:
+    return f"{name}={value}" if value else f"no {name}"
 
 
 def _one_of(value: object, known: Sequence[str], what: str) -> Any:

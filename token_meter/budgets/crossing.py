@@ -126,4 +126,4 @@ def _customer(budget: Budget, key: Key) -> str | None:
 
     values = json.loads(key[1])
     named = dict(zip((name for name, _ in budget.scope), values, strict=True))
-    return named.get("customer")
+    return named.get("customer") or None

@@ -144,7 +144,7 @@ class BudgetDesk:
             lower_noted(connection, budget)
             self._touch(connection)
             customer = dict(budget.scope).get("customer", EACH)
-            if "*" not in customer:
+            if customer and "*" not in customer:
                 enter(store, connection, mode=budget.mode, customer=customer, moment=now)
         return budget
 

@@ -464,8 +464,7 @@ def _may_concern(budget: Budget, given: Mapping[str, str | None], mode: str) -> 
     for name, wanted in budget.scope:
         if name in _LATER:
             continue
-        value = given.get(name)
-        if value is None or not meets(wanted, value):
+        if not meets(wanted, given.get(name)):
             return False
     return True
 

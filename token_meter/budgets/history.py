@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, select
 
@@ -112,8 +112,9 @@ def used(
     given = dict(budget.scope) if named is None else named
     fixed = {name: given[name] for name, wanted in budget.scope if wanted == EACH or "*" not in wanted}
     fixed = {name: value for name, value in fixed.items() if value != EACH}
-    columns = {name: value for name, value in fixed.items() if name in ("customer", *_EVENT_FACTS)}
-    others = {name: value for name, value in fixed.items() if name not in columns}
+    fields = ("customer", *_EVENT_FACTS)
+    columns: dict[str, Any] = {name: value or None for name, value in fixed.items() if name in fields}
+    others = {name: value or None for name, value in fixed.items() if name not in fields}
     meter = "llm_tokens" if not budget.is_money else ANY
     search = Search(
         Filters(**columns, mode=budget.mode, meter=meter, dimensions=others),
@@ -123,7 +124,7 @@ def used(
     found: dict[str, int] = {}
     by = tuple(name for name, _ in budget.scope if name not in fixed)
     for row in read_costs(store, connection, search, by=by, bucket=None, zone=budget.zone):
-        subject = budget.subject({**fixed, **row.group})
+        subject = budget.subject({**columns, **others, **row.group})
         if subject is not None:
             some = row.events if budget.measure == "requests" else taken(budget, row.parts, is_call=False)
             found[subject] = found.get(subject, 0) + some

@@ -44,7 +44,7 @@ ForOption = Annotated[
     typer.Option(
         "--for",
         metavar="NAME=VALUE",
-        help="Whose calls: customer=acme, key=*, model=gpt-5, feature=chat; * is one budget of each. May be repeated.",
+        help="Whose calls: customer=acme, key=*, model=gpt-5; * is one of each, key= calls without one. Repeatable.",
     ),
 ]
 
@@ -335,7 +335,7 @@ def _doubts(ledger: Ledger, scope: Mapping[str, str], mode: Mode) -> list[str]:
 
     found = []
     for name, value in scope.items():
-        if name == "customer" and "*" not in value:
+        if name == "customer" and value and "*" not in value:
             book = CustomerBook(ledger)
             if book.get(value, mode=mode) is None:
                 found.append(f"{value} is a new customer.{near(book, value, mode)}")
@@ -363,8 +363,8 @@ def _changes(before: Budget | None, after: Budget) -> list[str]:
 
 def _pairs(given: Sequence[str] | None) -> dict[str, str]:
     pairs = [each.partition("=") for each in given or ()]
-    if any(not separator or not name or not value for name, separator, value in pairs):
-        raise Failure("--for wants NAME=VALUE, such as customer=acme or key=*", code=WRONG_USAGE)
+    if any(not separator or not name for name, separator, _ in pairs):
+        raise Failure("--for wants NAME=VALUE, such as customer=acme, key=* or customer= for none", code=WRONG_USAGE)
     names = [name for name, _, _ in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise Failure(f"--for {twice[0]} is given twice: a budget has one value of each name", code=WRONG_USAGE)
@@ -372,9 +372,10 @@ def _pairs(given: Sequence[str] | None) -> dict[str, str]:
 
 
 def _scope_text(budget: Any) -> str:
-    return ", ".join(f"each {name}" if value == "*" else f"{name}={value}" for name, value in budget.scope) or (
-        "everybody"
-    )
+    said = {"*": "each {name}", "": "no {name}"}
+    return ", ".join(
+        said.get(value, "{name}={value}").format(name=name, value=value) for name, value in budget.scope
+    ) or "everybody"  # fmt: skip
 
 
 def _limit(budget: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from token_meter.cli import options
-from token_meter.cli.customer_book import note_if_new
+from token_meter.cli.customer_book import near, note_if_new
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
 from token_meter.cli.mode import ModeOption, read_mode
 from token_meter.cli.moments import read_moment
@@ -231,6 +231,7 @@ def balance(
     json: options.JsonOption = False,
 ) -> None:
     """Show what a customer may use: what is left, less what calls under way hold and what is not recorded yet."""
+    from token_meter.accounts import CustomerBook
     from token_meter.bookkeeping.credit_book import CreditBook
     from token_meter.budgets.desk import BudgetDesk
 
@@ -240,6 +241,8 @@ def balance(
         policy = desk.snapshot().policies.of(chosen, customer)
         currencies = sorted({each.currency for each in book.grants(customer, mode=chosen)} or {policy.currency})
         found = [desk.credit(customer, currency=each, mode=chosen) for each in currencies]
+        customers = CustomerBook(opened)
+        unknown = None if customers.get(customer, mode=chosen) else near(customers, customer, chosen) or " "
     rows = [
         {"currency": each.currency, "balance": plain(each.balance), "pending": plain(each.pending),
          "held": plain(each.held), "available": plain(each.available)}
@@ -250,6 +253,8 @@ def balance(
         return
     columns = (Column("currency"), *(Column(name, number=True) for name in ("balance", "pending", "held", "available")))
     show(Table(columns, rows, nothing=""), Shape.TABLE)
+    if unknown:
+        note(f"{customer} is not known here.{unknown}")
     note(
         f"when it is used up: {policy.policy} ({'calls are refused' if policy.policy == 'block' else 'it is invoiced'})"
     )
