@@ -16,6 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from tests.budgets.kit import NOW
 from token_meter.budgets.hold import Part, Request
+from token_meter.budgets.window import ROLLING
 from token_meter.ledger.tables import holds, spend
 
 WANTED = os.environ.get("TOKEN_METER_SCHEDULES")
@@ -27,6 +28,9 @@ CEILING = 120
 """What one call can take at most: its model's ceiling."""
 
 LIVES = 50
+STEP = 10
+REACH = 30 * STEP
+"""A rolling window counts so far back, in buckets of a step."""
 
 _numbers = count(1)
 
@@ -44,6 +48,10 @@ class Schedule(RuleBasedStateMachine):
         self.now = NOW
         self.number = 0
         self.held: dict[str, tuple[tuple[Part, ...], int]] = {}
+        self.expires: dict[str, int] = {}
+        self.lost: set[str] = set()
+        self.rolled: list[tuple[int, int]] = []
+        """What is spent in buckets of the rolling window: where, and how much."""
         self.settled: dict[str, int] = {}
         self.charged: dict[tuple[str, str], int] = {}
         self.in_flight_most: dict[tuple[str, str], int] = {}
@@ -53,12 +61,16 @@ class Schedule(RuleBasedStateMachine):
     def parts(self, customer: str, amount: int) -> tuple[Part, ...]:
         own = Part(f"{self.name}-each", f'["{customer}"]', 0, amount, limit=LIMIT)
         together = Part(f"{self.name}-together", "[]", 0, amount, limit=int(1.5 * LIMIT))
-        # A third customer has no budget of their own: the store's short way for a hold of one part.
-        return (together,) if customer == "c" else (own, together)
+        if customer == "c":  # no budget of their own: the store's short way for a hold of one part
+            return (together,)
+        if customer == "d":
+            bucket = self.now // STEP * STEP
+            return Part(f"{self.name}-rolling", "[]", ROLLING, amount, bucket, LIMIT, REACH), together
+        return own, together
 
     @property
     def everything(self) -> tuple[Part, ...]:
-        return self.parts("a", 0) + self.parts("b", 0)[:1]
+        return self.parts("a", 0) + self.parts("b", 0)[:1] + self.parts("d", 0)[:1]
 
     def used(self) -> dict[tuple[str, str, int], tuple[int, int, int]]:
         """What is spent, held and lost of each budget."""
@@ -71,9 +83,16 @@ class Schedule(RuleBasedStateMachine):
                 f"SELECT budget, subject, start, spent, held, lost FROM {spend.name} WHERE {where}"
             ).fetchall()
         )
-        return {(row[0], row[1], row[2]): (row[3], row[4], row[5]) for row in rows}
+        found = {(row[0], row[1], row[2]): (row[3], row[4], row[5]) for row in rows}
+        rolling = self.parts("d", 0)[0]
+        inside = [
+            found.pop(key)[0] * (key[2] > rolling.bucket - REACH)
+            for key in list(found) if key[0] == rolling.budget and key[2] != ROLLING
+        ]  # fmt: skip
+        found[rolling.key] = (sum(inside), *found[rolling.key][1:])
+        return found
 
-    @rule(target=calls, customer=st.sampled_from("abc"), reserved=st.integers(1, CEILING), sent=st.booleans())
+    @rule(target=calls, customer=st.sampled_from("abcd"), reserved=st.integers(1, CEILING), sent=st.booleans())
     def hold(self, customer, reserved, sent):
         self.number += 1
         id = f"{self.name}-{self.number}"
@@ -87,6 +106,7 @@ class Schedule(RuleBasedStateMachine):
             assert self.used() == before
             return id
         self.held[id] = parts, reserved
+        self.expires[id] = self.now + LIVES
         self.unsent(id, sent)
         for part in parts:
             mine = part.key[:2]
@@ -107,9 +127,11 @@ class Schedule(RuleBasedStateMachine):
     def end(self, id, actual, event):
         parts = self.held[id][0] if id in self.held else ()
         levels = self.store.settle(id, "settled", [actual] * len(parts), event=f"{id}{event}" if event else None)
-        assert len(levels) == (len(parts) if actual else 0), "each counter that went up is told, and no other"
+        calendar = [part for part in parts if part.start != ROLLING]
+        assert len(levels) == (len(calendar) if actual else 0), "each counter that went up is told, and no other"
         if id in self.held:
             self.settled[id] = actual
+            self.rolled += [(part.bucket, actual) for part in parts if part.start == ROLLING]
             del self.held[id]
 
     @rule(id=consumes(calls))
@@ -120,15 +142,17 @@ class Schedule(RuleBasedStateMachine):
     @rule(id=calls)
     def lose(self, id):
         assert self.store.settle(id, "lost") == []
+        self.lost.add(id)
 
-    @rule(customer=st.sampled_from("abc"), amount=st.integers(1, CEILING), twice=st.booleans())
+    @rule(customer=st.sampled_from("abcd"), amount=st.integers(1, CEILING), twice=st.booleans())
     def charge(self, customer, amount, twice):
         """What nobody held: events of other programs."""
         self.number += 1
         request = Request(f"{self.name}-{self.number}-charge", self.parts(customer, amount), self.now, self.now)
-        assert len(self.store.charge(request)) == len(request.parts)
+        assert len(self.store.charge(request)) == sum(part.start != ROLLING for part in request.parts)
         if twice:
             assert self.store.charge(request) == []
+        self.rolled += [(part.bucket, amount) for part in request.parts if part.start == ROLLING]
         for part in request.parts:
             self.charged[part.key[:2]] = self.charged.get(part.key[:2], 0) + amount
 
@@ -136,13 +160,24 @@ class Schedule(RuleBasedStateMachine):
     def sweep(self, later):
         self.now += later
         self.store.sweep(self.now)
+        self.lost.update(id for id in self.held if self.expires[id] <= self.now)
 
     @invariant()
     def everything_is_accounted_for(self):
         for key, (_, held, lost) in self.used().items():
-            flying = [amount for parts, amount in self.held.values() if any(each.key == key for each in parts)]
-            assert held + lost == sum(flying)
-            assert held >= 0 and lost >= 0
+            mine = {id: amount for id, (parts, amount) in self.held.items() if any(each.key == key for each in parts)}
+            assert held == sum(amount for id, amount in mine.items() if id not in self.lost)
+            assert lost == (0 if key[2] == ROLLING else sum(mine.values()) - held)
+
+    @invariant()
+    def a_rolling_window_counts_what_was_spent_and_lost_within_its_reach(self):
+        rolling = self.parts("d", 0)[0]
+        lost = [
+            (part.bucket, amount) for id, (parts, amount) in self.held.items() if id in self.lost
+            for part in parts if part.start == ROLLING
+        ]  # fmt: skip
+        spent, _, _ = self.used()[rolling.key]
+        assert spent == sum(amount for bucket, amount in [*self.rolled, *lost] if bucket > rolling.bucket - REACH)
 
     @invariant()
     def what_is_spent_is_the_sum_of_what_was_settled(self):
@@ -156,7 +191,7 @@ class Schedule(RuleBasedStateMachine):
         used = self.used()
         for part in self.everything:
             mine = part.key[:2]
-            if mine in self.in_flight_most:
+            if mine in self.in_flight_most and part.start != ROLLING:
                 allowed = self.in_flight_most[mine] * (CEILING - self.reserved_least[mine])
                 assert used[part.key][0] <= part.limit + allowed + self.charged.get(mine, 0)
 
