@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
                     "invoice_book invoice_desk invoice_rows "
                     "lazy notice_rows page plan_book plan_files price_desk price_impact price_rows rater segments "
                     "settings shipped_books subscription_rows verification"),
-    ("budgets", ". amounts bound budget command crossing desk door following gate history hold holding learned memory_store needs policy postgresql_store rates refusal rows snapshot sqlite_store stores tidings window"),
+    ("budgets", ". amounts bound budget command crossing desk door following gate history hold holding known learned memory_store needs plan policy postgresql_store rates refusal rows snapshot sqlite_store stores tidings window"),
     ("notices", ". desk endpoint herald post postman"),
     # 4: what users hold in their hands.
     ("", "charging customer health lines meter reconcile recorder telling"),
@@ -62,7 +62,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("testing.backends", ". __main__ amberflo amberflo_usage base cloudevents lago lago_wire openmeter openmeter_query "
                          "values webhook"),
     ("testing.backends.stripe", ". account book documents errors fake idempotency limits moments params reports rules"),
-    ("cli", ". __main__ app budgets catch_up checks costs credits customer_book customer_edits customer_files customers deliver "
+    ("cli", ". __main__ app budget_view budgets catch_up checks costs credits customer_book customer_edits customer_files customers deliver "
             "doctor dry_run event_corrections event_ids event_rows events exits facts filters follow invoice "
             "invoice_edits metrics mode moments notices options output partners place plans price_sync price_view prices "
             "progress quarantine rated reconcile search setup sidecar sink_names subscriptions tables terminal text usage version waiting"),

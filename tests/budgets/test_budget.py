@@ -123,7 +123,7 @@ def test_only_calls_that_have_every_key_are_concerned():
 
 
 @pytest.mark.parametrize("wrong", [
-    {"limit": 1.5}, {"limit": "NaN"}, {"limit": "-1"}, {"limit": 10**12}, {"limit": 1, "scope": {"customer": ""}},
+    {"limit": 1.5}, {"limit": "NaN"}, {"limit": "-1"}, {"limit": 10**12}, {"limit": 1, "scope": {"": "acme"}},
     {"limit": 1, "scope": {"customer": 5}}, {"limit": 1, "thresholds": [0]}, {"limit": 1, "currency": "euro"},
     {"limit": 1, "scope": {str(number): "x" for number in range(9)}}, {"limit": 1, "window": "0s"},
     {"limit": 1, "window": None}, {},

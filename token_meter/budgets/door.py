@@ -20,7 +20,8 @@ from token_meter.usage import Usage
 
 if TYPE_CHECKING:
     from token_meter.bookkeeping.rater import LedgerRater
-    from token_meter.budgets.gate import Gate, Holding
+    from token_meter.budgets.gate import Gate
+    from token_meter.budgets.plan import Holding
     from token_meter.ledger.ledger import Ledger
 
 LOOK_SECONDS: Final = 1.0

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from token_meter.cli import options
+from token_meter.cli.budget_view import (
+    bar,
+    hold_document,
+    hold_row,
+    limit_text,
+    scope_text,
+    screen,
+    standings_table,
+    whose,
+)
 from token_meter.cli.customer_book import near
 from token_meter.cli.exits import EPILOG, WRONG_USAGE, Commands, Failure
 from token_meter.cli.mode import ModeOption, read_mode
-from token_meter.cli.output import Shape, chosen_shape, note, on_terminal, say, show, write, write_json, write_json_line
+from token_meter.cli.output import Shape, chosen_shape, note, say, show, write_json, write_json_line
 from token_meter.cli.place import find, reading
 from token_meter.cli.rated import rated
 from token_meter.cli.tables import Column, Table
-from token_meter.cli.text import counted, did_you_mean, printable
+from token_meter.cli.text import counted, did_you_mean
 from token_meter.errors import InvalidBudget
 from token_meter.money import plain
 
 if TYPE_CHECKING:
     from token_meter.budgets.budget import Budget
-    from token_meter.budgets.desk import Standing
-    from token_meter.budgets.hold import Held
     from token_meter.ledger import Ledger
     from token_meter.ledger.values import Mode
 
@@ -129,12 +136,12 @@ def set_budget(
     if json:
         write_json(budget.document())
         return
-    say(f"{budget.id}: {_limit(budget)} per {budget.window.shown} for {_scope_text(budget)}, {budget.enforce}\n")
+    say(f"{budget.id}: {limit_text(budget)} per {budget.window.shown} for {scope_text(budget)}, {budget.enforce}\n")
     for line in [*_changes(before, budget), *doubts, *(_beside(each) for each in beside)]:
         note(line)
     for each in standings:
         if each.spent > budget.limit and budget.enforce != "soft":
-            note(f"{_whose(each)} has spent {plain(each.spent)} already: their calls are refused until it begins anew")
+            note(f"{whose(each)} has spent {plain(each.spent)} already: their calls are refused until it begins anew")
 
 
 @app.command("list", epilog=EPILOG)
@@ -154,7 +161,7 @@ def list_budgets(
         write_json([each.document() for each in found])
         return
     rows = [
-        {"budget": each.id, "name": each.name or None, "for": _scope_text(each), "limit": plain(each.limit),
+        {"budget": each.id, "name": each.name or None, "for": scope_text(each), "limit": plain(each.limit),
          "of": each.currency if each.measure == "charge" else f"{each.currency} cost" if each.is_money
          else each.measure, "per": str(each.window), "enforce": each.enforce,
          "zone": None if each.time_zone == "UTC" else each.time_zone, "mode": each.mode}
@@ -192,7 +199,7 @@ def show_budgets(
     if shape is Shape.JSON:
         write_json([each.document() for each in found])
         return
-    show(_standings(found, on_screen=shape is Shape.TABLE), shape)
+    show(standings_table(found, on_screen=shape is Shape.TABLE), shape)
     if any(each.lost for each in found):
         note("lost: calls of which nobody knows what became. `token-meter budgets holds --lost` shows them")
     unused = [each.label for each in limits if each.id not in {standing.budget.id for standing in found}]
@@ -265,9 +272,9 @@ def show_holds(
         desk.sweep()
         budgets = {each.id: each for each in desk.list()}
         found = [each for each in desk.holds(pending=pending) if not lost or each.state == "lost"]
-    rows = [_hold_row(each, budgets) for each in found]
+    rows = [hold_row(each, budgets) for each in found]
     if shape is Shape.JSON:
-        write_json([_hold_document(each, budgets) for each in found])
+        write_json([hold_document(each, budgets) for each in found])
         return
     columns = (Column("id", whole=True), Column("state"), Column("since", whole=True), Column("customer"),
                Column("model"), Column("held"), Column("process", expendable=True))  # fmt: skip
@@ -288,7 +295,7 @@ def watch(
     """Watch budgets fill up: bars on a terminal, a line of JSON for each look with --json."""
     from token_meter.budgets.desk import BudgetDesk
 
-    with reading(find(ledger)) as opened, _screen(still=json) as draw:
+    with reading(find(ledger)) as opened, screen(still=json) as draw:
         desk = BudgetDesk(opened)
         looked = 0
         while not times or looked < times:
@@ -302,7 +309,7 @@ def watch(
                     "time": moment.isoformat(timespec="milliseconds"), "budgets": [each.document() for each in found],
                 })  # fmt: skip
                 continue
-            bars = [f"  {_bar(each)}\n" for each in found] or ["  nobody has used a budget yet\n"]
+            bars = [f"  {bar(each)}\n" for each in found] or ["  nobody has used a budget yet\n"]
             draw(f"{moment:%H:%M:%S} UTC\n" + "".join(bars))
 
 
@@ -346,7 +353,9 @@ def _doubts(ledger: Ledger, scope: Mapping[str, str], mode: Mode) -> list[str]:
 
 def _beside(budget: Budget) -> str:
     """Another budget of the same calls that holds as well: nobody should take it to be replaced."""
-    return f"{budget.id} holds as well: {_limit(budget)}, {budget.enforce}. To take it away: budgets remove {budget.id}"
+    return (
+        f"{budget.id} holds as well: {limit_text(budget)}, {budget.enforce}. Or: budgets remove {budget.id}"
+    )
 
 
 _FACTS: Final = ("customer", "provider", "publisher", "model", "operation")
@@ -369,130 +378,3 @@ def _pairs(given: Sequence[str] | None) -> dict[str, str]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise Failure(f"--for {twice[0]} is given twice: a budget has one value of each name", code=WRONG_USAGE)
     return {name: value for name, _, value in pairs}
-
-
-def _scope_text(budget: Any) -> str:
-    said = {"*": "each {name}", "": "no {name}"}
-    return ", ".join(
-        said.get(value, "{name}={value}").format(name=name, value=value) for name, value in budget.scope
-    ) or "everybody"  # fmt: skip
-
-
-def _limit(budget: Any) -> str:
-    if not budget.is_money:
-        return f"{int(budget.limit):,} {budget.measure}"
-    return f"{plain(budget.limit)} {budget.currency}" + (" of cost" if budget.measure == "cost" else "")
-
-
-def _whose(standing: Standing) -> str:
-    return standing.budget.whose(standing.subject)
-
-
-@contextmanager
-def _screen(*, still: bool) -> Iterator[Callable[[str], None]]:
-    """Draws each picture in the place of the last one on a terminal, and below it elsewhere."""
-    if still or not on_terminal():
-        yield write
-        return
-    from rich.live import Live
-    from rich.text import Text
-
-    from token_meter.cli.terminal import console
-
-    with Live(console=console(), auto_refresh=False) as live:
-        yield lambda text: live.update(Text(text.rstrip("\n")), refresh=True)
-
-
-def _standings(found: Sequence[Standing], *, on_screen: bool) -> Table:
-    if on_screen:
-        return _on_screen(found)
-    rows = [
-        {"budget": each.budget.label, "whose": _whose(each), "spent": plain(each.spent), "held": plain(each.held),
-         "lost": plain(each.lost), "left": plain(each.available), "limit": plain(each.budget.limit),
-         "of": each.budget.unit, "used": f"{each.percent} %",
-         "until": None if each.until is None else f"{each.until:%Y-%m-%d %H:%M}"}
-        for each in found
-    ]  # fmt: skip
-    columns = (Column("budget", expendable=True), Column("whose", whole=True), Column("spent", number=True),
-               Column("held", number=True), Column("lost", number=True), Column("left", number=True),
-               Column("limit", number=True), Column("of"), Column("used", number=True),
-               Column("until", whole=True))  # fmt: skip
-    return Table(columns, rows, nothing="")
-
-
-def _on_screen(found: Sequence[Standing]) -> Table:
-    """What fits a terminal of 80 columns: held and lost only where there is any."""
-    rows = [
-        {"budget": each.budget.name or each.budget.id[:PREFIX], "whose": _whose(each), "per": str(each.budget.window),
-         "spent": plain(each.spent), "held": plain(each.held), "lost": plain(each.lost),
-         "left": plain(each.available), "of": each.budget.shown(each.budget.parts_max), "used": f"{each.percent} %",
-         "until": _until(each)}
-        for each in found
-    ]  # fmt: skip
-    reserved = [name for name in ("held", "lost") if any(getattr(each, name) for each in found)]
-    columns = (
-        Column("budget"), Column("whose"), Column("per"), Column("spent", number=True),
-        *(Column(name, number=True) for name in reserved), Column("left", number=True), Column("of", number=True),
-        Column("used", number=True), Column("until", whole=True, expendable=True),
-    )  # fmt: skip
-    return Table(columns, rows, nothing="")
-
-
-PREFIX: Final = 12
-"""So much of an id is shown, and is enough to name a budget."""
-
-
-def _until(standing: Standing) -> str | None:
-    """In the budget's own time zone, and the time only where it is not midnight."""
-    if standing.until is None:
-        return None
-    local = standing.until.astimezone(standing.budget.zone)
-    return f"{local:%Y-%m-%d}" if (local.hour, local.minute) == (0, 0) else f"{local:%Y-%m-%d %H:%M}"
-
-
-def _hold_document(hold: Held, budgets: Mapping[str, Any]) -> dict[str, Any]:
-    from token_meter.ledger.rows import EPOCH, MICROSECOND
-
-    held = [
-        {"budget": part.budget, "amount": plain(budgets[part.budget].amount(part.amount)),
-         "unit": budgets[part.budget].unit}
-        if part.budget in budgets else {"budget": part.budget, "parts": part.amount}
-        for part in hold.parts
-    ]  # fmt: skip
-    return {
-        "id": hold.id, "state": hold.state, "since": (EPOCH + MICROSECOND * hold.created).isoformat(),
-        "customer": hold.caller.get("customer"), "model": hold.caller.get("model"), "held": held,
-        "process": hold.caller.get("process"),
-    }  # fmt: skip
-
-
-def _hold_row(hold: Held, budgets: dict[str, Any]) -> dict[str, Any]:
-    held = [
-        budgets[part.budget].shown(part.amount) if part.budget in budgets else f"{part.amount} of {part.budget}"
-        for part in hold.parts
-    ]
-    since = datetime.fromtimestamp(hold.created // 1_000_000, UTC)
-    return {
-        "id": hold.id, "state": hold.state, "since": f"{since:%m-%d %H:%M:%S}",
-        "customer": hold.caller.get("customer"), "model": hold.caller.get("model"), "held": ", ".join(held),
-        "process": hold.caller.get("process"),
-    }  # fmt: skip
-
-
-WIDTH = 30
-
-
-def _bar(standing: Standing) -> str:
-    """`acme  ████▒▒······  42 %  4.2 of 10 USD`: spent, held and lost, left."""
-    limit = standing.budget.limit
-    full = WIDTH if not limit else min(WIDTH, int(standing.spent * WIDTH / limit))
-    reserved = 0 if not limit else min(WIDTH - full, -int(-(standing.held + standing.lost) * WIDTH // limit))
-    bar = "█" * full + "▒" * reserved + "·" * (WIDTH - full - reserved)
-    reserves = "".join(
-        f", {plain(some)} {what}" for some, what in ((standing.held, "held"), (standing.lost, "lost")) if some
-    )
-    whose = f"{standing.budget.name}: {_whose(standing)}" if standing.budget.name else _whose(standing)
-    return printable(
-        f"{whose:<28} {bar} {standing.percent:>3} %  {plain(standing.spent)} of {plain(limit)} {standing.budget.unit} "
-        f"per {standing.budget.window.shown}{reserves}, {plain(standing.available)} left"
-    )
