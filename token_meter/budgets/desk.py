@@ -156,10 +156,17 @@ class BudgetDesk:
             self._end(connection, found.id, now)
             for other in snapshot.in_force:
                 if other.id != found.id and other.kind == found.kind:
-                    # What was counted in its place counts there from now on.
-                    recount(store, connection, other, read_catalogue(connection), now)
+                    self._take_over(store, connection, found, other, now)
             self._touch(connection)
         return found
+
+    def _take_over(self, store: Store, connection: Connection, ended: Budget, other: Budget, now: int) -> None:
+        """What was counted in the place of another counts there from now on."""
+
+        def concerned(subject: str) -> bool:
+            return ended.subject(dict(named_of(other, subject))) is not None
+
+        recount(store, connection, other, read_catalogue(connection), now, concerned=concerned)
 
     def get(self, id: str) -> Budget:
         """The budget with this id, the beginning of one, or this name. Raises InvalidBudget if there is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, select
@@ -40,47 +40,67 @@ def make_counter(store: Store, connection: Connection, budget: Budget | None, pa
         spent -= _take_carried(connection, part.key)
         connection.execute(spend.update().where(_at(part.key)).values(spent=spent))
     else:
-        _fill_buckets(store, connection, budget, part.subject, part.bucket, {})
+        _fill_buckets(store, connection, budget, (part.subject,), part.bucket, {})
 
 
-def recount(store: Store, connection: Connection, budget: Budget, catalogue: Catalogue, now: int) -> None:
+def recount(
+    store: Store,
+    connection: Connection,
+    budget: Budget,
+    catalogue: Catalogue,
+    now: int,
+    *,
+    concerned: Callable[[str], bool] = lambda subject: True,
+) -> None:
     """Have the counters of a budget say what they would if it had been in force all the time.
 
-    What calls hold stays held, and what they were settled with counts until their events are recorded.
+    What calls hold stays held, and what they were settled with counts until their events are recorded. `concerned`:
+    only the counters of these subjects.
     """
     mine = select(spend).where(spend.c.budget == budget.id).with_for_update()  # nobody settles meanwhile
-    rows = connection.execute(mine.order_by(spend.c.subject, spend.c.start)).all()
+    rows = [row for row in connection.execute(mine.order_by(spend.c.subject, spend.c.start)) if concerned(row.subject)]
     pending = _pending(connection, budget.id)
     if budget.window.length:
-        connection.execute(spend.delete().where(spend.c.budget == budget.id, spend.c.start >= 0))
-        bucket = budget.window.span(now, budget.zone).start
         for row in rows:
-            if row.start == ROLLING:
-                _fill_buckets(store, connection, budget, row.subject, bucket, pending)
+            if row.start >= 0:
+                connection.execute(spend.delete().where(_at((row.budget, row.subject, row.start))))
+        subjects = {row.subject for row in rows if row.start == ROLLING}
+        _fill_buckets(store, connection, budget, subjects, budget.window.span(now, budget.zone).start, pending)
         return
+    spans: dict[Span, dict[str, int]] = {}
     for row in rows:
         key = (row.budget, row.subject, row.start)
-        named = named_of(budget, row.subject)
-        span = span_of(budget, catalogue, named.get("customer"), now)
+        span = span_of(budget, catalogue, named_of(budget, row.subject).get("customer"), now)
         if row.start == budget.start(span):
-            spent = used(store, connection, budget, span, named).get(row.subject, 0) + pending.get(key, 0)
+            if span not in spans:
+                spans[span] = used(store, connection, budget, span)
+            spent = spans[span].get(row.subject, 0) + pending.get(key, 0)
             connection.execute(spend.update().where(_at(key)).values(spent=spent))
         elif not row.held and not row.lost:
             connection.execute(spend.delete().where(_at(key)))
 
 
 def _fill_buckets(
-    store: Store, connection: Connection, budget: Budget, subject: str, last: int, pending: Mapping[Key, int]
+    store: Store,
+    connection: Connection,
+    budget: Budget,
+    subjects: Collection[str],
+    last: int,
+    pending: Mapping[Key, int],
 ) -> None:
-    if budget.window.seconds < SEED_SECONDS_MIN:
+    if budget.window.seconds < SEED_SECONDS_MIN or not subjects:
         return
-    length, named = budget.window.length // BUCKETS, named_of(budget, subject)
+    length = budget.window.length // BUCKETS
+    named = named_of(budget, next(iter(subjects))) if len(subjects) == 1 else None
+    whole = used(store, connection, budget, Span(last - BUCKETS * length, last + length), named)
+    if not pending and not any(whole.get(subject) for subject in subjects):
+        return  # the usual case: somebody new
     for number in range(BUCKETS + 1):
         start = last - number * length
-        key = (budget.id, subject, start)
-        some = used(store, connection, budget, Span(start, start + length), named).get(subject, 0) + pending.get(key, 0)
-        if some:
-            make_counters(store, connection, [(key, some)])
+        found = used(store, connection, budget, Span(start, start + length), named)
+        keys = [(budget.id, subject, start) for subject in subjects]
+        some = [(key, found.get(key[1], 0) + pending.get(key, 0)) for key in keys]
+        make_counters(store, connection, [each for each in some if each[1]])
 
 
 def _pending(connection: Connection, budget: str) -> dict[Key, int]:

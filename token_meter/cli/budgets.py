@@ -353,9 +353,7 @@ def _doubts(ledger: Ledger, scope: Mapping[str, str], mode: Mode) -> list[str]:
 
 def _beside(budget: Budget) -> str:
     """Another budget of the same calls that holds as well: nobody should take it to be replaced."""
-    return (
-        f"{budget.id} holds as well: {limit_text(budget)}, {budget.enforce}. Or: budgets remove {budget.id}"
-    )
+    return f"{budget.id} holds as well: {limit_text(budget)}, {budget.enforce}. Or: budgets remove {budget.id}"
 
 
 _FACTS: Final = ("customer", "provider", "publisher", "model", "operation")
