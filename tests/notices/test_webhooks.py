@@ -311,6 +311,7 @@ class Raw:
                     continue
 
     def close(self):
+        self.server.shutdown(socket.SHUT_RDWR)  # wakes `accept`
         self.server.close()
         self.thread.join(5)
 
