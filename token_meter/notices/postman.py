@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.util import find_spec
@@ -99,8 +99,7 @@ class Postman:
             groups.setdefault(each.endpoint.id, []).append(each)
         if len(groups) == 1:
             return self._serve(claimed)
-        with ThreadPoolExecutor(ENDPOINTS_AT_ONCE, thread_name_prefix="token_meter-webhook") as pool:
-            return sum(pool.map(self._serve, groups.values()))
+        return self._serve_beside(list(groups.values()))
 
     def _is_due(self) -> bool:
         """Whether there is anything to write down or to try: a look that takes no lock."""
@@ -154,11 +153,34 @@ class Postman:
                     claimed.append(Claimed(endpoint, notice_of(each), each.attempts, until))
         return claimed
 
+    def _serve_beside(self, groups: Sequence[Sequence[Claimed]]) -> int:
+        """Serve endpoints beside each other; in threads that do not keep a program from ending, as a pool's would."""
+        tried: list[int] = []
+        failed: list[BaseException] = []
+
+        def serve(group: Sequence[Claimed]) -> None:
+            try:
+                tried.append(self._serve(group))
+            except Exception as error:  # noqa: BLE001 - raised below, when the others are done
+                failed.append(error)
+
+        for at in range(0, len(groups), ENDPOINTS_AT_ONCE):
+            threads = [
+                threading.Thread(target=serve, args=(group,), name="token_meter-webhook", daemon=True)
+                for group in groups[at : at + ENDPOINTS_AT_ONCE]
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        if failed:
+            raise failed[0]
+        return sum(tried)
+
     def _serve(self, claimed: Sequence[Claimed]) -> int:
         """Try what is claimed of one endpoint, until it fails or the claims run out; how many were tried."""
-        began = time.monotonic()
         for place, each in enumerate(claimed):
-            if time.monotonic() - began > CLAIM_SECONDS - DEADLINE_SECONDS - 5:
+            if self._micros() > each.until - int((DEADLINE_SECONDS + 5) * 1_000_000):
                 self._give_back(claimed[place:], 0.0)
                 return place
             try:
