@@ -51,6 +51,7 @@ DOWN_SECONDS: Final = 1.0
 DOWN_SECONDS_MAX: Final = 30.0
 
 SWEEP_SECONDS: Final = 30.0
+FORGET_SECONDS: Final = 300.0
 ATTEMPTS_MAX: Final = 6
 CHORES_MAX: Final = 100_000
 TOLD_MAX: Final = 10_000
@@ -96,7 +97,7 @@ class Gate:
         self._known = Known(ledger, rater, mode)
         self._tidings = Tidings(ledger, self._known.current, self._later, now)
         self._down_until = self._down_for = 0.0
-        self._sweep_at = 0.0
+        self._sweep_at = self._forget_at = 0.0
         self._look_at = 0.0
         self._told: set[tuple[Generation, Key]] = set()
         self._begin()
@@ -284,7 +285,9 @@ class Gate:
             if not self._known.is_idle and time.monotonic() >= self._sweep_at:
                 self._sweep_at = time.monotonic() + SWEEP_SECONDS
                 self._store.sweep(self._now() // 1000)
-                self._desk.forget_old()
+                if time.monotonic() >= self._forget_at:
+                    self._forget_at = time.monotonic() + FORGET_SECONDS
+                    self._desk.forget_old()
                 self._tidings.tell_untold()
         except (Unreachable, TokenMeterError) as problem:
             self._stay_away()
