@@ -74,6 +74,16 @@ class Kit:
             spent = sum(row.spent for row in rows if row.start >= 0 and row.start > part.bucket - part.rolling)
         return spent, main.held, main.lost
 
+    def clear(self) -> None:
+        """Forget every hold and counter."""
+        if self.ledger is None:
+            self.store._holds.clear()
+            self.store._counters.clear()
+            return
+        for table in (holds, spend):
+            statement = f"DELETE FROM {table.name}"
+            self.ledger.quickly(lambda connection, statement=statement: connection.execute(statement))
+
     def states(self) -> dict[str, str]:
         """The holds that are kept, and their states."""
         if self.ledger is None:
