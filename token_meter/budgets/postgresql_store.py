@@ -29,31 +29,28 @@ from token_meter.ledger.tables import holds, spend, state
 from token_meter.ledger.text import to_stored
 
 # The usual case, one budget with a calendar window, in one statement: all of it happens or nothing does. Whatever
-# else is the matter (no room, no counter, another state of the budgets), the function finds out.
+# else is the matter (no room, no counter, another state of the budgets), the function finds out. Numbers go as text:
+# the driver would choose a type by their size, and the server prepare the statement anew for each.
 _HOLD_ONE: Final = f"""
-WITH given AS (SELECT %s::jsonb AS it),
-reserved AS (
-    UPDATE {spend.name} AS s SET held = s.held + (it ->> 6)::bigint FROM given
-    WHERE s.budget = it ->> 3 AND s.subject = it ->> 4 AND s.start = (it ->> 5)::bigint
-      AND s.spent + s.held + s.lost + (it ->> 6)::bigint <= (it ->> 7)::bigint
+WITH reserved AS (
+    UPDATE {spend.name} AS s SET held = s.held + %s::bigint
+    WHERE s.budget = %s AND s.subject = %s AND s.start = %s::bigint
+      AND s.spent + s.held + s.lost + %s::bigint <= %s::bigint
       AND EXISTS (
-          SELECT 1 FROM {state.name} WHERE id = 1 AND (it ->> 1 IS NULL
-              OR (budgets = (it ->> 1)::bigint AND catalogue = (it ->> 2)::bigint))
+          SELECT 1 FROM {state.name} WHERE id = 1
+          AND (%s::bigint IS NULL OR (budgets = %s::bigint AND catalogue = %s::bigint))
       )
     RETURNING 1
 )
 INSERT INTO {holds.name} (id, state, sent, created, expires, parts, who)
-SELECT it ->> 0, 'held', (it ->> 10)::int, (it ->> 8)::bigint, (it ->> 9)::bigint, it ->> 11, it ->> 12
-FROM given WHERE EXISTS (SELECT 1 FROM reserved) RETURNING 1
+SELECT %s, 'held', %s::int, %s::bigint, %s::bigint, %s, %s FROM reserved RETURNING 1
 """
 _SETTLE_ONE: Final = f"""
-WITH given AS (SELECT %s::jsonb AS it),
-ended AS (
-    UPDATE {holds.name} AS h SET state = 'settled', parts = it ->> 6 FROM given
-    WHERE h.id = it ->> 0 AND h.state = 'held' RETURNING 1
+WITH ended AS (
+    UPDATE {holds.name} SET state = 'settled', parts = %s WHERE id = %s AND state = 'held' RETURNING 1
 )
-UPDATE {spend.name} AS s SET held = s.held - (it ->> 4)::bigint, spent = s.spent + (it ->> 5)::bigint FROM given
-WHERE s.budget = it ->> 1 AND s.subject = it ->> 2 AND s.start = (it ->> 3)::bigint AND EXISTS (SELECT 1 FROM ended)
+UPDATE {spend.name} AS s SET held = s.held - %s::bigint, spent = s.spent + %s::bigint
+WHERE s.budget = %s AND s.subject = %s AND s.start = %s::bigint AND EXISTS (SELECT 1 FROM ended)
 RETURNING s.spent, s.noted
 """
 UNIQUE_VIOLATION: Final = "23505"
@@ -83,12 +80,14 @@ class PostgresqlHolds:
         part = simple_part(request)
         if part is None:
             return False
-        generation = request.generation or (None, None)
-        asked = [
-            request.id, *generation, *part[:4], part.limit, request.now, request.expires, int(request.sent),
+        budgets, catalogue = map(str, request.generation) if request.generation is not None else (None, None)
+        amount = str(part.amount)
+        asked = (
+            amount, part.budget, part.subject, str(part.start), amount, str(part.limit), budgets, budgets, catalogue,
+            request.id, "1" if request.sent else "0", str(request.now), str(request.expires),
             kept_parts(request.parts), request.who,
-        ]  # fmt: skip
-        held = bool(self._run(_HOLD_ONE, (_encode(asked),), fetch=True, again_is=[(1,)]))
+        )  # fmt: skip
+        held = bool(self._run(_HOLD_ONE, asked, fetch=True, again_is=[(1,)]))
         if held:
             if len(self._mine) >= MINE_MAX:
                 self._mine.clear()  # they end in the longer way
@@ -121,8 +120,9 @@ class PostgresqlHolds:
         part = self._mine.pop(id, None)
         if part is not None and became == "settled" and event in (None, id):
             [amount] = amounts
-            asked = [id, *part.key, part.amount, amount, kept_parts([part._replace(amount=amount)])]
-            rows = self._run(_SETTLE_ONE, (_encode(asked),), fetch=True)
+            parts = kept_parts([part._replace(amount=amount)])
+            asked = (parts, id, str(part.amount), str(amount), part.budget, part.subject, str(part.start))
+            rows = self._run(_SETTLE_ONE, asked, fetch=True)
             if rows:
                 return [Level(*part.key, *rows[0])] if amount else []
         said = self._ask(_SETTLE, _encode([id, event or id, became, list(amounts)]))
